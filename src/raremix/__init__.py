@@ -40,7 +40,7 @@ _HOMES = {
     "RareMemoryBuffer": "raremix.memory.buffer",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from raremix.errors import EmbeddingShapeError
 
 __all__ = ["ArrayLike", "as_embeddings", "as_ids", "finite_rows"]
 
-ArrayLike: TypeAlias = "Tensor | np.ndarray[Any, np.dtype[Any]]"
+ArrayLike: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 
 def as_embeddings(value: ArrayLike, *, caller: str, dim: int | None = None) -> Tensor:
@@ -78,9 +78,7 @@ def as_embeddings(value: ArrayLike, *, caller: str, dim: int | None = None) -> T
     return tensor.to(torch.float32)
 
 
-def as_ids(
-    value: ArrayLike | Sequence[int], *, caller: str, length: int | None = None
-) -> Tensor:
+def as_ids(value: ArrayLike | Sequence[int], *, caller: str, length: int | None = None) -> Tensor:
     """Turn a user's ids into int64 of shape (batch,) on the CPU.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["BatchRows", "Flags", "Scorer", "State", "Stateful", "Threshold"]
+__all__ = ["BatchRows", "Flags", "ReplaySource", "Scorer", "State", "Stateful", "Threshold"]
 
 State = dict[str, Any]
-"""A saved state: tensors, numbers, strings, lists and dicts, loadable with ``weights_only=True``."""
+"""A saved state of plain types and tensors, loadable with ``weights_only=True``."""
 
 
 class Stateful(Protocol):
@@ -87,3 +87,17 @@ class Flags(Protocol):
     @property
     def is_rare(self) -> Tensor:
         """(batch,) bool."""
+
+
+@runtime_checkable
+class ReplaySource(Protocol):
+    """A buffer that batches can be drawn from, also as it was some steps ago."""
+
+    def keep_history(self, steps: int) -> None:
+        """Stay able to answer ``view`` for this many steps back."""
+
+    def advance(self, step: int) -> None:
+        """Note that batch number ``step`` has been delivered and its feedback may come."""
+
+    def view(self, step: int) -> list[int]:
+        """The ids held after the feedback of ``step``; none for a negative step."""

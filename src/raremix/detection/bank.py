@@ -1,0 +1,179 @@
+"""The embeddings that count as seen.
+
+A bank holds rows, in the order in which they were last refreshed. It measures no distances.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raremix.errors import OptionError
+from raremix.protocols import State
+from raremix.state import check_settings, open_state, sealed_state
+
+__all__ = ["ReferenceBank"]
+
+
+class ReferenceBank:
+    """Up to ``capacity`` embeddings, keyed by id, or a queue where no ids are given.
+
+    With ids, a sample that is seen again replaces its rows, and the sample not seen for longest
+    leaves first. Several rows of one id in one call (sibling crops) are all kept. Without ids the
+    oldest rows leave first, and a sample seen twice counts twice.
+
+    Args:
+        capacity: The most rows kept by ``add``; ``fill`` keeps every row it is given.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise OptionError(f"ReferenceBank expects a capacity of at least 1, got {capacity}.")
+        self.capacity = capacity
+        self._rows: Tensor | None = None  # allocated rows; the first self._count are in use
+        self._ids: Tensor | None = None
+        self._count = 0
+        self._next = 0  # the queue's oldest row once it is full
+        self._rows_of: OrderedDict[int, list[int]] | None = (
+            None  # oldest id first; made when needed
+        )
+        self._limit = capacity
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, dim) float32 rows in no particular order. Do not change them."""
+        assert self._rows is not None, "an empty bank has no width yet"
+        return self._rows[: self._count]
+
+    @property
+    def ids(self) -> Tensor | None:
+        """(n,) int64 on the CPU, or None where no ids were given."""
+        return None if self._ids is None else self._ids[: self._count]
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the rows; None while the bank has never held any."""
+        return None if self._rows is None else self._rows.shape[1]
+
+    def fill(self, embeddings: Tensor, ids: Tensor | None) -> None:
+        """Forget everything and hold exactly these rows, however many."""
+        self._rows = embeddings.detach().clone()
+        self._ids = None if ids is None else ids.detach().cpu().clone()
+        self._count = len(embeddings)
+        self._limit = max(self.capacity, self._count)
+        self._next = 0
+        self._rows_of = None
+
+    def add(self, embeddings: Tensor, ids: Tensor | None) -> None:
+        """Add (batch, dim) rows, letting the oldest leave when the bank is full."""
+        if self._count and (ids is None) != (self._ids is None):
+            held, came = ("with", "without") if ids is None else ("without", "with")
+            raise OptionError(
+                f"ReferenceBank.add got rows {came} ids, but its {self._count} rows were added "
+                f"{held} ids; pass ids always or never."
+            )
+        embeddings = embeddings.detach()
+        if ids is None:
+            self._enqueue(embeddings[-self._limit :])
+        else:
+            self._refresh(embeddings[-self._limit :], ids[-self._limit :].tolist())
+
+    def _grow(self, wanted: int, like: Tensor) -> Tensor:
+        """Make room for ``wanted`` rows, doubling so that filling a bank costs linear time."""
+        held = 0 if self._rows is None else len(self._rows)
+        if self._rows is None or held < wanted:
+            room = min(max(wanted, 2 * held, 1024), max(self._limit, wanted))
+            rows = like.new_empty((room, like.shape[1]), dtype=torch.float32)
+            if self._rows is not None:
+                rows[: self._count] = self._rows[: self._count]
+            self._rows = rows
+        if self._ids is not None and len(self._ids) < len(self._rows):
+            longer = torch.full((len(self._rows),), -1, dtype=torch.int64)
+            longer[: len(self._ids)] = self._ids
+            self._ids = longer
+        return self._rows
+
+    def _enqueue(self, embeddings: Tensor) -> None:
+        fresh = min(len(embeddings), self._limit - self._count)
+        rows = self._grow(self._count + fresh, embeddings)
+        rows[self._count : self._count + fresh] = embeddings[:fresh]
+        self._count += fresh
+        rest = embeddings[fresh:]
+        places = (self._next + torch.arange(len(rest))) % self._limit
+        rows[places.to(rows.device)] = rest
+        self._next = (self._next + len(rest)) % self._limit
+
+    def _refresh(self, embeddings: Tensor, ids: list[int]) -> None:
+        if self._ids is None:
+            self._ids = torch.empty(0, dtype=torch.int64)
+        if self._rows_of is None:
+            self._rows_of = OrderedDict()
+            for row, known in enumerate(self._ids[: self._count].tolist()):
+                self._rows_of.setdefault(known, []).append(row)
+        owners = self._rows_of
+
+        free: list[int] = []
+        for known in dict.fromkeys(ids):
+            free.extend(owners.pop(known, ()))
+        while self._count - len(free) + len(ids) > self._limit:
+            free.extend(owners.popitem(last=False)[1])
+
+        rows = self._grow(self._count + max(0, len(ids) - len(free)), embeddings)
+        new = range(self._count, self._count + max(0, len(ids) - len(free)))
+        places = [*free[: len(ids)], *new]
+        rows[torch.tensor(places, device=rows.device)] = embeddings
+        self._ids[torch.tensor(places)] = torch.tensor(ids)
+        for known, row in zip(ids, places, strict=True):
+            owners.setdefault(known, []).append(row)
+        self._count += len(new)
+        self._close_holes(sorted(free[len(ids) :], reverse=True), rows, owners)
+
+    def _close_holes(
+        self, holes: list[int], rows: Tensor, owners: OrderedDict[int, list[int]]
+    ) -> None:
+        """Move the last rows into freed places, so that the rows in use stay contiguous."""
+        assert self._ids is not None
+        for hole in holes:  # from the back, so that the last row is never itself a hole
+            last = self._count - 1
+            if hole != last:
+                moved = int(self._ids[last])
+                rows[hole] = rows[last]
+                self._ids[hole] = moved
+                owners[moved] = [hole if row == last else row for row in owners[moved]]
+            self._count = last
+
+    def state_dict(self) -> State:
+        """Rows and ids, oldest first."""
+        order = self._age_order()
+        rows = None if self._rows is None else self.rows[order.to(self._rows.device)]
+        ids = None if self._ids is None else self._ids[order]
+        content: State = {"capacity": self.capacity, "limit": self._limit, "rows": rows, "ids": ids}
+        return sealed_state("ReferenceBank", 1, content)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved bank."""
+        content = open_state(
+            state, kind="ReferenceBank", version=1, keys=("capacity", "limit", "rows", "ids")
+        )
+        check_settings("ReferenceBank", content, {"capacity": self.capacity})
+        rows, ids = content["rows"], content["ids"]
+        self._rows = None if rows is None else rows.clone()
+        self._ids = None if ids is None else ids.clone()
+        self._count = 0 if rows is None else len(rows)
+        self._limit = content["limit"]
+        self._next = 0
+        self._rows_of = None
+
+    def _age_order(self) -> Tensor:
+        if self._rows_of is not None:
+            return torch.tensor(
+                [r for own in self._rows_of.values() for r in own], dtype=torch.int64
+            )
+        if self._ids is None and self._count:
+            return (self._next + torch.arange(self._count)) % self._count
+        return torch.arange(self._count)

@@ -1,0 +1,293 @@
+"""The detector: scores embeddings, judges the scores, then learns from both.
+
+It knows neither how a score is made nor where rarity begins; those are its two parts.
+"""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from raremix import distributed
+from raremix.detection.scorers import KNNDistance
+from raremix.detection.thresholds import FlagRate
+from raremix.errors import (
+    FileFormatError,
+    NonFiniteError,
+    NotEnoughReferenceError,
+    OptionError,
+    RaremixWarning,
+)
+from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows
+from raremix.protocols import Scorer, State, Threshold
+from raremix.state import open_state, sealed_state
+
+__all__ = ["Detection", "OODDetector"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a detector says of a batch of embeddings.
+
+    Attributes:
+        scores: (batch,) float32, larger is rarer, on the device of the embeddings. NaN where there
+            is no score: for a row that held NaN or infinity, and before enough has been seen.
+        is_rare: (batch,) bool, whether the score lies above the threshold. Never true for NaN.
+        threshold: The score above which a row was called rare; infinity during warm-up.
+    """
+
+    scores: Tensor
+    is_rare: Tensor
+    threshold: float
+
+
+class OODDetector:
+    """Finds rare samples from embeddings: one scorer and one threshold rule, acting together.
+
+    Offline, ``fit`` takes a whole set and says which of its rows are rare. In a training loop,
+    ``observe`` scores and judges each batch against what came before, and only then learns it.
+
+    Rows that hold NaN or infinity get the score NaN, are never rare, never reach the reference or
+    the threshold, and are reported by a ``RaremixWarning``.
+
+    Under torch.distributed, ``observe`` is a collective call: it gathers the batches of all ranks,
+    so that every rank holds the same reference and the same threshold.
+
+    Args:
+        scorer: Says how rare; ``KNNDistance()`` if not given.
+        threshold: Says from where on it counts as rare; ``FlagRate(0.05)`` if not given.
+
+    Example:
+        >>> embeddings = torch.cat([torch.zeros(30, 2), torch.ones(1, 2)])
+        >>> detector = OODDetector(KNNDistance(k=3), FlagRate(0.05))
+        >>> detector.fit(embeddings).is_rare.nonzero().squeeze(1)
+        tensor([30])
+    """
+
+    def __init__(self, scorer: Scorer | None = None, threshold: Threshold | None = None) -> None:
+        self.scorer: Scorer = KNNDistance() if scorer is None else scorer
+        self.threshold: Threshold = FlagRate() if threshold is None else threshold
+        for part, seam, made in (
+            (self.scorer, Scorer, "a scorer such as KNNDistance(k=10)"),
+            (self.threshold, Threshold, "a threshold such as FlagRate(0.05)"),
+        ):
+            if not isinstance(part, seam):
+                raise OptionError(f"OODDetector expects {made}, got {part!r}.")
+
+    def __repr__(self) -> str:
+        return f"OODDetector({self.scorer!r}, {self.threshold!r})"
+
+    def fit(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Detection:
+        """Forget everything, learn a whole set, and say which of its rows are rare.
+
+        Every row is scored against the others and never against itself, nor against rows with the
+        same id. The threshold is calibrated on those scores.
+
+        Args:
+            embeddings: Floats of shape (n, dim), torch or numpy, one row per image.
+            ids: (n,) integers. Give the same id to sibling crops of one image. Later calls that
+                pass ids leave out the row of the same id.
+
+        Returns:
+            Scores and flags of the n rows, in their order.
+
+        Raises:
+            EmbeddingShapeError: If ``embeddings`` is not (n, dim), or ids do not match it.
+            NonFiniteError: If every row holds NaN or infinity.
+            NotEnoughReferenceError: If there are too few rows for the scorer.
+        """
+        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.fit")
+        if not bool(valid.any()):
+            raise NonFiniteError(
+                f"OODDetector.fit got {len(rows)} rows and every one holds NaN or infinity; "
+                "check the encoder that made them."
+            )
+        kept, kept_ids = _select(rows, own_ids, valid)
+        kept_scores = self.scorer.fit(kept, kept_ids)
+        self.threshold.fit(kept_scores)
+        return self._judge(_spread(kept_scores, valid))
+
+    def score(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Tensor:
+        """Measure how rare each row is against what has been seen; changes nothing.
+
+        Args:
+            embeddings: Floats of shape (batch, dim), torch or numpy.
+            ids: (batch,) integers; a reference row of the same id is left out.
+
+        Returns:
+            Float32 of shape (batch,), larger is rarer, NaN for rows with NaN or infinity.
+
+        Raises:
+            EmbeddingShapeError: If ``embeddings`` is not (batch, dim) of the reference's width.
+            NotEnoughReferenceError: If too few reference embeddings have been seen.
+        """
+        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.score")
+        return self._score(rows, own_ids, valid)
+
+    def detect(
+        self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None
+    ) -> Detection:
+        """Score and judge each row; changes nothing. Arguments and errors as for ``score``."""
+        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.detect")
+        return self._judge(self._score(rows, own_ids, valid))
+
+    def observe(
+        self,
+        embeddings: ArrayLike,
+        ids: ArrayLike | Sequence[int] | None = None,
+        *,
+        is_replay: ArrayLike | Sequence[bool] | None = None,
+    ) -> Detection:
+        """Score and judge a batch against what came before, then learn it.
+
+        Args:
+            embeddings: Floats of shape (batch, dim), torch or numpy.
+            ids: (batch,) integers, each row's place in the dataset. A sample is then never
+                compared with its own earlier embedding, and a revisit replaces it.
+            is_replay: (batch,) bool, true where the row was mixed in from a buffer. Such rows are
+                scored and refreshed, but do not move the threshold: they are rare because they
+                were chosen, and would use up the budget of the rate. Without ids they are not
+                learned at all, since mere repetition would make them look common.
+
+        Returns:
+            Scores and flags of the batch. While too little has been seen, scores are NaN, the
+            threshold is infinity, and nothing is rare.
+
+        Raises:
+            EmbeddingShapeError: If shapes do not fit each other or what was seen before.
+        """
+        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.observe")
+        replayed = _as_mask(is_replay, len(rows), "OODDetector.observe")
+        if self.scorer.ready and bool(valid.any()):
+            try:
+                scores = self._score(rows, own_ids, valid)
+            except NotEnoughReferenceError:  # all that was seen are siblings of these rows
+                scores = rows.new_full((len(rows),), torch.nan)
+        else:
+            scores = rows.new_full((len(rows),), torch.nan)
+        found = self._judge(scores)
+
+        # Score before update: against itself, every distance is zero.
+        self._learn(rows, own_ids, valid, replayed, found)
+        return found
+
+    def _learn(
+        self, rows: Tensor, ids: Tensor | None, valid: Tensor, replayed: Tensor, found: Detection
+    ) -> None:
+        rows, valid = distributed.gather_rows(rows), distributed.gather_rows(valid)
+        ids = None if ids is None else distributed.gather_rows(ids)
+        replayed = distributed.gather_rows(replayed).to(valid.device)
+        scores = distributed.gather_rows(found.scores)
+        is_rare = distributed.gather_rows(found.is_rare)
+
+        judged = torch.isfinite(scores) & ~replayed
+        if bool(judged.any()):
+            self.threshold.update(scores[judged], is_rare[judged])
+        learned = valid if ids is not None else valid & ~replayed
+        if bool(learned.any()):
+            self.scorer.update(*_select(rows, ids, learned))
+
+    def _enter(
+        self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        rows = as_embeddings(embeddings, caller=caller)
+        own_ids = None if ids is None else as_ids(ids, caller=caller, length=len(rows))
+        valid = finite_rows(rows)
+        left_out = len(rows) - int(valid.sum())
+        if left_out:
+            warnings.warn(
+                f"{caller} left out {left_out} of {len(rows)} rows that hold NaN or infinity; "
+                "they get the score NaN.",
+                RaremixWarning,
+                stacklevel=3,
+            )
+        return rows, own_ids, valid
+
+    def _score(self, rows: Tensor, ids: Tensor | None, valid: Tensor) -> Tensor:
+        if not bool(valid.any()):
+            return rows.new_full((len(rows),), torch.nan)
+        return _spread(self.scorer.score(*_select(rows, ids, valid)), valid)
+
+    def _judge(self, scores: Tensor) -> Detection:
+        value = self.threshold.value
+        return Detection(scores=scores, is_rare=scores > value, threshold=value)
+
+    def state_dict(self) -> State:
+        """Everything needed to go on as if never stopped; loads with ``weights_only=True``."""
+        content: State = {
+            "scorer": self.scorer.state_dict(),
+            "threshold": self.threshold.state_dict(),
+        }
+        return sealed_state("OODDetector", 1, content)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; scorer and threshold must be of the saved class and settings.
+
+        Raises:
+            StateMismatchError: Naming what differs.
+        """
+        content = open_state(state, kind="OODDetector", version=1, keys=("scorer", "threshold"))
+        self.scorer.load_state_dict(content["scorer"])
+        self.threshold.load_state_dict(content["threshold"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file, whole or not at all."""
+        part = Path(f"{path}.part")
+        torch.save(self.state_dict(), part)
+        os.replace(part, path)
+
+    def load(self, path: str | Path) -> Self:
+        """Take over the state in a file that ``save`` wrote, and return the detector.
+
+        Raises:
+            FileFormatError: If the file is not one that torch can load safely.
+            StateMismatchError: If it holds another state.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as cause:  # torch raises many kinds for a damaged or foreign file
+            raise FileFormatError(
+                f"OODDetector.load expects a file written by OODDetector.save, and {path} is not "
+                f"one, or is damaged: {str(cause).splitlines()[0]}"
+            ) from cause
+        self.load_state_dict(state)
+        return self
+
+
+def _as_mask(value: ArrayLike | Sequence[bool] | None, length: int, caller: str) -> Tensor:
+    if value is None:
+        return torch.zeros(length, dtype=torch.bool)
+    mask = torch.as_tensor(value).detach().cpu()
+    if mask.dtype != torch.bool or mask.shape != (length,):
+        raise OptionError(
+            f"{caller} expects is_replay as {length} booleans, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}; pass loader.batch.is_replay."
+        )
+    return mask
+
+
+def _select(rows: Tensor, ids: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    if bool(mask.all()):
+        return rows, ids
+    return rows[mask], None if ids is None else ids[mask.to(ids.device)]
+
+
+def _spread(scores: Tensor, valid: Tensor) -> Tensor:
+    """Put the scores of the valid rows in their places, NaN elsewhere."""
+    if len(scores) == len(valid):
+        return scores
+    placed = scores.new_full((len(valid),), math.nan)
+    placed[valid] = scores
+    return placed

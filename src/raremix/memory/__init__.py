@@ -1,0 +1,5 @@
+"""Remembering rare samples."""
+
+from raremix.memory.buffer import BufferEntries, RareMemoryBuffer
+
+__all__ = ["BufferEntries", "RareMemoryBuffer"]

@@ -1,0 +1,215 @@
+"""Where the fresh rows come from: a dataset, a sampler or a batch sampler, as batches of ids.
+
+An order of batches can be asked for by epoch and from any batch on. It knows no buffer.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from raremix.errors import LoaderError, OptionError
+from raremix.seeds import seeded_generator
+
+__all__ = ["BaseBatches", "SampledBatches", "SizedBatches", "base_batches"]
+
+
+class BaseBatches(Protocol):
+    """The batches of fresh ids of each epoch."""
+
+    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+        """The batches of ids of an epoch, from number ``start`` on."""
+
+    def rows(self) -> int:
+        """How many ids an epoch has on this rank; TypeError if that is not known."""
+
+    def known_ids(self) -> int | None:
+        """Ids lie in [0, this number); None if that is not known."""
+
+
+class SizedBatches:
+    """All ids of a dataset in order or shuffled, split over the ranks.
+
+    Ranks get equally many ids: as in torch's DistributedSampler, the first ids are given out again
+    to fill up. The order of an epoch is a function of seed and epoch alone.
+    """
+
+    def __init__(
+        self,
+        source: Sized,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        ranks: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._source = source
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._seed = seed
+        self._ranks = ranks  # asked late: samplers are built before the process group
+
+    def rows(self) -> int:
+        """See ``BaseBatches``."""
+        return -(-len(self._source) // self._ranks()[1])
+
+    def known_ids(self) -> int | None:
+        """See ``BaseBatches``."""
+        return len(self._source)
+
+    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+        """See ``BaseBatches``."""
+        total = len(self._source)
+        if self._shuffle:
+            order = torch.randperm(total, generator=seeded_generator(self._seed, epoch))
+        else:
+            order = torch.arange(total)
+        rank, world = self._ranks()
+        own = order[(torch.arange(self.rows()) * world + rank) % total]
+        width = self._batch_size
+        for first in range(start * width, len(own), width):
+            batch = own[first : first + width].tolist()
+            if len(batch) == width or not self._drop_last:
+                yield batch
+
+
+class SampledBatches:
+    """What a sampler of the user's yields: single ids, cut into batches, or batches already.
+
+    The sampler shards for itself. To resume inside an epoch, it is iterated again and the batches
+    already trained on are passed over, so its order must depend on its own seed and epoch.
+    """
+
+    def __init__(
+        self,
+        sampler: Iterable[int] | Iterable[list[int]],
+        *,
+        batch_size: int | None,
+        drop_last: bool,
+    ) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+
+    def rows(self) -> int:
+        """See ``BaseBatches``."""
+        if not isinstance(self._sampler, Sized):
+            raise TypeError(
+                f"BufferedMixSampler has no length, because its base {type(self._sampler).__name__} "
+                "has none; the loader runs all the same."
+            )
+        return len(self._sampler) * (self._width() if self._batch_size is None else 1)
+
+    def known_ids(self) -> int | None:
+        """See ``BaseBatches``."""
+        return None
+
+    def _width(self) -> int:
+        width = getattr(self._sampler, "batch_size", None)
+        if not isinstance(width, int):
+            raise TypeError(
+                f"BufferedMixSampler cannot count the rows of {type(self._sampler).__name__}, which "
+                "has no batch_size; count its batches instead."
+            )
+        return width
+
+    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+        """See ``BaseBatches``."""
+        set_epoch = getattr(self._sampler, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+        return islice(self._grouped(), start, None)
+
+    def _grouped(self) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for item in self._sampler:
+            if not isinstance(item, int):
+                yield list(item)
+                continue
+            batch.append(item)
+            if len(batch) == self._batch_size:
+                yield batch
+                batch = []
+        if batch and not self._drop_last:
+            yield batch
+
+
+def base_batches(
+    base: object,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+    drop_last: bool,
+    seed: int,
+    ranks: Callable[[], tuple[int, int]],
+) -> BaseBatches:
+    """Understand what the user wants to mix into.
+
+    Raises:
+        LoaderError: If it yields no ids, or none can be made for it.
+        OptionError: If a batch size is missing or out of range.
+    """
+    if isinstance(base, IterableDataset):
+        raise LoaderError(
+            f"BufferedMixSampler cannot mix into {type(base).__name__}, an IterableDataset: its "
+            "samples have no ids to draw again. Use a map-style dataset, with __getitem__ and "
+            "__len__."
+        )
+    batched = isinstance(base, BatchSampler) or _yields_lists(base)
+    if batch_size is None and not batched:
+        raise OptionError(
+            "BufferedMixSampler expects a batch_size, since its base yields single ids; pass the "
+            "batch_size of the DataLoader."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"BufferedMixSampler expects batch_size of at least 1, got {batch_size}.")
+    if isinstance(base, (RandomSampler, SequentialSampler)) and not _draws_freely(base):
+        # Their order would come from the global generator; drawn from the seed it can be resumed.
+        shuffle = isinstance(base, RandomSampler)
+        base = base.data_source
+    if not isinstance(base, (Sampler, BatchSampler)) and isinstance(base, (Dataset, Sized)):
+        if not isinstance(base, Sized):
+            raise LoaderError(
+                f"BufferedMixSampler expects a dataset with a length, and {type(base).__name__} "
+                "has no __len__; add one, or pass a sampler that yields its ids."
+            )
+        if len(base) == 0:
+            raise LoaderError("BufferedMixSampler got an empty dataset; check where it looks.")
+        assert batch_size is not None
+        return SizedBatches(
+            base,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            ranks=ranks,
+        )
+    if not isinstance(base, Iterable):
+        raise LoaderError(
+            "BufferedMixSampler expects a dataset, a sampler or a batch sampler, got "
+            f"{type(base).__name__}; for a DataLoader use BufferedMixSampler.wrap(loader, buffer)."
+        )
+    return SampledBatches(base, batch_size=None if batched else batch_size, drop_last=drop_last)
+
+
+def _draws_freely(sampler: RandomSampler | SequentialSampler) -> bool:
+    """Whether a RandomSampler does more than shuffle its dataset once."""
+    if not isinstance(sampler, RandomSampler):
+        return False
+    return sampler.replacement or sampler.num_samples != len(sampler.data_source)
+
+
+def _yields_lists(base: object) -> bool:
+    """Whether a sampler of the user's own yields batches, as far as its attributes tell."""
+    return isinstance(base, Sampler) and hasattr(base, "batch_size") and hasattr(base, "drop_last")

@@ -1,0 +1,175 @@
+"""The loader that a user gets back from ``BufferedMixSampler.wrap``.
+
+A real DataLoader, which pairs every batch that comes out with the ids that went in. It draws
+nothing itself.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+
+from raremix.errors import LagError, LoaderError
+from raremix.mixing.sampler import Batch, BufferedMixSampler
+from raremix.protocols import ReplaySource, State
+
+__all__ = ["MixedLoader", "mixed_loader"]
+
+_BatchT = TypeVar("_BatchT")
+
+
+class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
+    """A DataLoader whose batches hold rare samples from a buffer; made by ``wrap``.
+
+    Attributes:
+        mixer: The sampler that draws the batches.
+        batch: The rows of the batch delivered last: step, ids and is_replay. Reading it before
+            the first batch raises ``LoaderError``.
+    """
+
+    def __init__(self, mixer: BufferedMixSampler, **settings: Any) -> None:
+        self.mixer = mixer
+        self._batch: Batch | None = None
+        super().__init__(**settings)
+
+    @property
+    def batch(self) -> Batch:
+        """The rows of the batch delivered last."""
+        if self._batch is None:
+            raise LoaderError("MixedLoader.batch is known once the first batch has been delivered.")
+        return self._batch
+
+    def __iter__(self) -> Iterator[_BatchT]:  # type: ignore[override]
+        # DataLoader promises its own iterator class here; nothing but its protocol is relied on.
+        for data in super().__iter__():
+            self._batch = self.mixer.deliver()
+            _check_rows(data, len(self._batch))
+            yield data
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to draw next. Never needed: epochs count up by themselves."""
+        self.mixer.set_epoch(epoch)
+
+    def state_dict(self) -> State:
+        """Where the stream stands; save it together with the buffer's state."""
+        return self.mixer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last batch that had been delivered."""
+        self.mixer.load_state_dict(state)
+
+
+class _MixedBatchSampler(Sampler[list[int]]):
+    """The mixed batches as lists, for a loader that came with a batch sampler of its own."""
+
+    def __init__(self, mixer: BufferedMixSampler, base: Iterable[list[int]]) -> None:
+        self._mixer = mixer
+        self._base = base
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._mixer.lists()
+
+    def __len__(self) -> int:
+        return len(self._base)  # type: ignore[arg-type]  # a base without length raises TypeError
+
+    def set_epoch(self, epoch: int) -> None:
+        self._mixer.set_epoch(epoch)
+
+
+def mixed_loader(
+    loader: DataLoader[_BatchT], buffer: ReplaySource, *, lag: int, **options: Any
+) -> MixedLoader[_BatchT]:
+    """Build the loader for ``BufferedMixSampler.wrap``, whose page says what it does."""
+    _refuse_what_cannot_be_mixed(loader)
+    ahead = loader.num_workers * (loader.prefetch_factor or 0)
+    if lag <= ahead:
+        raise LagError(
+            f"BufferedMixSampler.wrap got lag={lag} for a loader whose {loader.num_workers} workers "
+            f"draw {ahead} batches ahead; pass lag={ahead + 1} or more, or use fewer workers."
+        )
+    base = loader.batch_sampler
+    assert base is not None
+    own_order = type(base) is not BatchSampler
+    mixer = BufferedMixSampler(
+        base if own_order else loader.sampler,
+        buffer,
+        batch_size=None if own_order else loader.batch_size,
+        drop_last=False if own_order else loader.drop_last,
+        lag=lag,
+        **options,
+    )
+    settings: dict[str, Any] = {
+        "dataset": loader.dataset,
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "generator": loader.generator,
+        "prefetch_factor": loader.prefetch_factor,
+        "persistent_workers": loader.persistent_workers,
+    }
+    if own_order:
+        settings["batch_sampler"] = _MixedBatchSampler(mixer, base)
+    else:
+        settings["sampler"] = mixer
+        settings["batch_size"] = loader.batch_size
+        settings["drop_last"] = loader.drop_last
+    return MixedLoader(mixer, **settings)
+
+
+def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:
+    call = "BufferedMixSampler.wrap"
+    if not isinstance(loader, DataLoader):
+        raise LoaderError(f"{call} expects a torch DataLoader, got {type(loader).__name__}.")
+    if isinstance(loader, MixedLoader):
+        raise LoaderError(f"{call} got a loader that is mixed already; wrap the plain one.")
+    if type(loader) is not DataLoader:
+        raise LoaderError(
+            f"{call} would lose what {type(loader).__name__} adds to DataLoader. Build your loader "
+            "with sampler=BufferedMixSampler(dataset, buffer, batch_size=...) and call its "
+            "deliver() once for each batch."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise LoaderError(
+            f"{call} cannot mix into {type(loader.dataset).__name__}, an IterableDataset: its "
+            "samples have no ids to draw again. Use a map-style dataset."
+        )
+    if loader.batch_sampler is None:
+        raise LoaderError(
+            f"{call} expects a loader that batches, got batch_size=None; give it a batch_size."
+        )
+    if not getattr(loader, "in_order", True):
+        raise LoaderError(
+            f"{call} cannot tell which rows a batch holds when batches come out of order; build "
+            "the loader with in_order=True."
+        )
+
+
+def _check_rows(data: object, expected: int) -> None:
+    """Refuse a batch whose rows were dropped or multiplied on the way."""
+    leaf = _first_tensor(data)
+    # View-major layouts put all views into one tensor: a whole multiple of the rows.
+    if leaf is not None and (leaf.ndim == 0 or len(leaf) == 0 or len(leaf) % expected):
+        raise LoaderError(
+            f"MixedLoader drew {expected} rows and the collate function returned a tensor of shape "
+            f"{tuple(leaf.shape)}, so loader.batch would name the wrong rows; let the collate "
+            "function keep every row, in order."
+        )
+
+
+def _first_tensor(data: object) -> Tensor | None:
+    if isinstance(data, Tensor):
+        return data
+    parts: Any = ()
+    if isinstance(data, Mapping):
+        parts = data.values()
+    elif isinstance(data, (list, tuple)):
+        parts = data
+    for part in parts:
+        found = _first_tensor(part)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,241 @@
+"""Exact nearest neighbours: ids left out, candidates measured again, the result proven.
+
+Whatever engine proposes the candidates, the distances that come out are the same to the bit,
+because they are all taken from the rows themselves and not from a matrix product.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from raremix.errors import (
+    EmbeddingShapeError,
+    EngineUnavailableError,
+    NotEnoughReferenceError,
+    OptionError,
+)
+from raremix.inputs import ArrayLike, as_embeddings, as_ids
+from raremix.neighbors.engines import CandidateEngine, EngineName, FaissEngine, TorchEngine
+from raremix.neighbors.faiss_door import load_faiss
+
+__all__ = ["Metric", "Neighbors", "nearest", "unit_rows"]
+
+Metric = Literal["euclidean", "cosine"]
+
+_log = logging.getLogger(__name__)
+
+# Candidates asked for beyond those needed, so that rounding in the matrix product seldom leaves a
+# true neighbour out, and the proof seldom fails.
+_SLACK = 8
+# FAISS's blocked product overtakes torch's product and top-k from about this many CPU queries on;
+# tests/benchmarks/bench_neighbors.py measures both.
+_FAISS_FROM_QUERIES = 512
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest rows of a bank for each query, nearest first.
+
+    Attributes:
+        distances: (n, k) float32, on the device of the queries.
+        indices: (n, k) int64, rows of the bank.
+    """
+
+    distances: Tensor
+    indices: Tensor
+
+
+def nearest(
+    queries: ArrayLike,
+    bank: ArrayLike,
+    k: int,
+    *,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    metric: Metric = "euclidean",
+    engine: EngineName | CandidateEngine = "auto",
+    max_memory: int = 2**29,
+) -> Neighbors:
+    """Find the k nearest rows of the bank for each query, exactly.
+
+    An engine proposes k and a few more candidates by a matrix product over centred rows. Their
+    distances are then measured again from the differences of the rows, and a bound on the
+    product's rounding error proves that no row left out is nearer; a query for which it cannot be
+    proven is compared with the whole bank.
+
+    Args:
+        queries: Finite floats of shape (n, dim).
+        bank: Finite floats of shape (m, dim), on the same device.
+        k: How many neighbours, at least 1.
+        query_ids: (n,) integers. A row of the bank with the id of the query is left out.
+        bank_ids: (m,) integers; given together with ``query_ids``. Passing the same ids for the
+            same rows as both makes the search leave-one-out.
+        metric: ``"euclidean"``, or ``"cosine"``: the Euclidean distance between the rows scaled to
+            unit length, in [0, 2], which orders neighbours as the cosine does. A row of zeros stays
+            zero and lies at distance 1 from every other.
+        engine: ``"torch"``, ``"faiss"``, ``"auto"`` (torch on a GPU and for small batches, FAISS
+            for large ones on a CPU if it can be imported), or an engine of your own.
+        max_memory: Bytes of working memory to aim for, beyond the inputs and the result.
+
+    Returns:
+        Distances and rows, nearest first. Neighbours at equal distance come in any order.
+
+    Raises:
+        EmbeddingShapeError: If shapes do not fit.
+        NotEnoughReferenceError: If a query has fewer than k rows that are not its own.
+        EngineUnavailableError: If FAISS was asked for by name and cannot run here.
+        OptionError: If k, metric, engine or max_memory is out of range.
+
+    Example:
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> nearest(torch.tensor([[0.0, 0.0]]), bank, k=2).distances
+        tensor([[0., 5.]])
+        >>> rows = torch.arange(2)
+        >>> nearest(bank, bank, k=1, query_ids=rows, bank_ids=rows).indices
+        tensor([[1],
+                [0]])
+    """
+    bank = as_embeddings(bank, caller="nearest")
+    queries = as_embeddings(queries, caller="nearest", dim=bank.shape[1])
+    if k < 1:
+        raise OptionError(f"nearest expects k of at least 1, got {k}.")
+    if metric not in get_args(Metric):
+        raise OptionError(f"nearest expects metric 'euclidean' or 'cosine', got {metric!r}.")
+    if max_memory < 2**20:
+        raise OptionError(f"nearest expects max_memory of at least 1 MiB, got {max_memory} bytes.")
+    if (query_ids is None) != (bank_ids is None):
+        raise OptionError("nearest expects query_ids and bank_ids together, got only one of them.")
+    siblings = 0
+    if query_ids is not None and bank_ids is not None:
+        query_ids = as_ids(query_ids, caller="nearest", length=len(queries))
+        bank_ids = as_ids(bank_ids, caller="nearest", length=len(bank))
+        siblings = int(torch.unique(bank_ids, return_counts=True)[1].max())
+    if len(bank) < k:
+        raise NotEnoughReferenceError(
+            f"nearest was asked for k={k} neighbours in a bank of {len(bank)} rows; "
+            "add rows or lower k."
+        )
+    if metric == "cosine":
+        queries, bank = unit_rows(queries), unit_rows(bank)
+    queries, bank, scale = _rescaled(queries, bank)
+
+    count = min(len(bank), k + siblings + _SLACK)
+    centre = bank.mean(dim=0)
+    centred_queries, centred_bank = queries - centre, bank - centre
+    proposed, candidates = _engine(engine, queries, max_memory).candidates(
+        centred_queries, centred_bank, count
+    )
+    squared = _measure(queries, bank, candidates, max_memory)
+    if query_ids is not None and bank_ids is not None:
+        own = bank_ids.to(queries.device)[candidates] == query_ids.to(queries.device)[:, None]
+        squared = squared.masked_fill(own, torch.inf)
+    squared, order = squared.sort(dim=1, stable=True)
+    squared, indices = squared[:, :k], candidates.gather(1, order)[:, :k]
+
+    if count < len(bank):
+        error = _product_error(centred_queries, centred_bank)
+        # A distance of zero cannot be undercut, however uncertain the rows left out are.
+        worst = squared[:, -1]
+        unproven = (worst > proposed[:, -1] - error) & (worst > 0)
+        for row in unproven.nonzero()[:, 0].tolist():  # The GPU waits here, once a call.
+            found = _brute_force(queries[row], bank, k, row, query_ids, bank_ids, max_memory)
+            squared[row], indices[row] = found
+    if bool(torch.isinf(squared).any()):
+        raise NotEnoughReferenceError(
+            f"nearest was asked for k={k} neighbours, but a query has fewer rows in the bank of "
+            f"{len(bank)} that do not carry its own id; add rows or lower k."
+        )
+    return Neighbors(squared.sqrt() * scale, indices)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Scale every row of (n, dim) floats to Euclidean length 1; a row of zeros stays zero."""
+    # Dividing by the largest entry first keeps the squares of huge and tiny rows in range.
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1.0)
+    length = rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / torch.where(length > 0, length, 1.0)
+    return unit
+
+
+def _rescaled(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Bring rows whose squares would overflow or vanish in float32 into range, without rounding."""
+    largest = float(torch.maximum(queries.abs().amax(), bank.abs().amax()))
+    if not torch.isfinite(torch.tensor(largest)):
+        raise EmbeddingShapeError(
+            "nearest expects finite rows, got NaN or infinity; drop those rows first "
+            "(raremix.inputs.finite_rows finds the others)."
+        )
+    if largest == 0 or 1e-12 < largest < 1e15:
+        return queries, bank, 1.0
+    # A power of two only moves the exponent.
+    scale = 2.0 ** float(torch.tensor(largest).log2().round())
+    return queries / scale, bank / scale, scale
+
+
+def _engine(
+    engine: EngineName | CandidateEngine, queries: Tensor, max_memory: int
+) -> CandidateEngine:
+    if not isinstance(engine, str):
+        return engine
+    if engine == "faiss":
+        return FaissEngine()
+    if engine == "torch":
+        return TorchEngine(max_memory // 4)
+    if engine != "auto":
+        raise OptionError(f"nearest expects engine 'auto', 'torch' or 'faiss', got {engine!r}.")
+    if queries.device.type == "cpu" and len(queries) >= _FAISS_FROM_QUERIES:
+        try:
+            load_faiss("nearest")
+        except EngineUnavailableError as cause:
+            _log.info("searching with torch instead of FAISS: %s", cause)
+        else:
+            return FaissEngine()
+    return TorchEngine(max_memory // 4)
+
+
+def _measure(queries: Tensor, bank: Tensor, candidates: Tensor, max_memory: int) -> Tensor:
+    """Squared distances (n, count) from the differences of the rows themselves."""
+    count, dim = candidates.shape[1], bank.shape[1]
+    step = max(1, max_memory // (16 * count * dim))
+    squared = queries.new_empty(candidates.shape)
+    for start in range(0, len(queries), step):
+        stop = start + step
+        difference = bank[candidates[start:stop]] - queries[start:stop, None, :]
+        squared[start:stop] = difference.square_().sum(dim=2)
+    return squared
+
+
+def _product_error(queries: Tensor, bank: Tensor) -> Tensor:
+    """(n,) bound on the error of |q|^2 - 2 q.b + |b|^2 in float32, for every row of the bank.
+
+    A float32 dot product of dim terms is off by at most dim * u * |q| * |b|, u = 2^-24 (Higham,
+    Accuracy and Stability of Numerical Algorithms, section 3.1); the three terms together by less
+    than (dim + 4) * u * (|q| + |b|)^2.
+    """
+    longest = bank.norm(dim=1).amax()
+    error: Tensor = (bank.shape[1] + 4) * 2.0**-24 * (queries.norm(dim=1) + longest).square()
+    return error
+
+
+def _brute_force(
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    row: int,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    max_memory: int,
+) -> tuple[Tensor, Tensor]:
+    step = max(1, max_memory // (8 * bank.shape[1]))
+    parts = [
+        (bank[start : start + step] - query).square_().sum(dim=1)
+        for start in range(0, len(bank), step)
+    ]
+    squared = torch.cat(parts)
+    if query_ids is not None and bank_ids is not None:
+        squared = squared.masked_fill((bank_ids == query_ids[row]).to(squared.device), torch.inf)
+    return squared.topk(k, largest=False)
