@@ -1,0 +1,151 @@
+"""Takes a user's image, whatever holds it, as uint8 channels first, copying as little as it can.
+
+It knows nothing of crops or colours.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raremix.errors import ImageInputError
+
+__all__ = ["ImageLike", "as_image"]
+
+ImageLike: TypeAlias = "Image.Image | Tensor | np.ndarray[Any, np.dtype[Any]]"
+"""A PIL image, a uint8 tensor (1 or 3, height, width) or a uint8 array (height, width, 1 or 3)."""
+
+# More than 8 bits a pixel. Which part of their span holds the picture, only the caller knows.
+_DEEP_MODES = ("F", "I")
+
+
+def as_image(image: ImageLike, *, caller: str) -> Tensor:
+    """Turn an image into a uint8 tensor of shape (1 or 3, height, width) on the CPU.
+
+    Three channels come out as a channels-first view of channels-last memory: resizing such a view
+    is several times faster than resizing contiguous planes, even with the one copy that it takes
+    to rearrange those. The result may share memory with ``image`` and must not be written to.
+
+    Args:
+        image: A PIL image of 8 bits or fewer per channel (an alpha channel is dropped, a palette
+            looked up, other colour spaces converted to RGB; the EXIF orientation is not applied);
+            a uint8 tensor of shape (1 or 3, height, width); or a uint8 array of shape (height,
+            width), (height, width, 1) or (height, width, 3).
+        caller: The call to name in an error.
+
+    Raises:
+        ImageInputError: If the image is none of these, or has no pixels.
+    """
+    if isinstance(image, Image.Image):
+        tensor = _from_pil(image, caller)
+    elif isinstance(image, Tensor):
+        tensor = _from_tensor(image, caller)
+    elif isinstance(image, np.ndarray):
+        tensor = _from_array(image, caller)
+    else:
+        raise ImageInputError(
+            f"{caller} expects an image as a PIL image, a uint8 tensor of shape (1 or 3, height, "
+            f"width) or a uint8 array of shape (height, width, 3), got {type(image).__name__}; "
+            "open files with PIL.Image.open(path)."
+        )
+    if tensor.numel() == 0:
+        raise ImageInputError(
+            f"{caller} got an image of {tensor.shape[2]} x {tensor.shape[1]} pixels, which has "
+            "nothing to crop; leave empty images out of the dataset."
+        )
+    if tensor.shape[0] == 3 and tensor.stride(0) != 1:
+        tensor = tensor[None].contiguous(memory_format=torch.channels_last)[0]
+    return tensor
+
+
+def _from_pil(image: Image.Image, caller: str) -> Tensor:
+    mode = image.mode
+    if mode.startswith(_DEEP_MODES):
+        raise ImageInputError(
+            f"{caller} expects 8 bits per channel, got a PIL image of mode {mode!r}; scale it to "
+            "0..255 by the span your data uses, such as Image.fromarray((numpy.asarray(image) / "
+            "257).astype('uint8')) for full 16 bits."
+        )
+    try:
+        if mode in ("1", "LA"):
+            image = image.convert("L")
+        elif mode == "La":
+            image = image.convert("LA").convert("L")
+        elif mode == "PA" or (mode == "P" and "transparency" in image.info):
+            # By way of RGBA: straight to RGB, PIL warns of the transparency it drops.
+            image = image.convert("RGBA").convert("RGB")
+        elif mode == "RGBa":
+            image = image.convert("RGBA").convert("RGB")
+        elif mode not in ("RGB", "L"):
+            image = image.convert("RGB")
+    except ValueError as error:
+        raise ImageInputError(
+            f"{caller} got a PIL image of mode {mode!r}, which PIL cannot convert to RGB: {error}; "
+            "convert it to RGB first."
+        ) from error
+    return _channels_first(np.asarray(image))
+
+
+def _from_tensor(image: Tensor, caller: str) -> Tensor:
+    if image.dtype != torch.uint8:
+        hint = (
+            "scale to 0..255 and call .round().to(torch.uint8)"
+            if image.is_floating_point()
+            else "call .to(torch.uint8) once its values lie in 0..255"
+        )
+        raise ImageInputError(f"{caller} expects a uint8 tensor, got {image.dtype}; {hint}.")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ImageInputError(
+            f"{caller} expects a tensor of shape (1 or 3, height, width), got "
+            f"{tuple(image.shape)}; {_shape_hint(image.ndim)}."
+        )
+    if image.device.type != "cpu":
+        raise ImageInputError(
+            f"{caller} expects a tensor on the CPU, got one on {image.device}; call .cpu()."
+        )
+    # Strips torchvision's tv_tensors.Image, which would follow every step along.
+    return image.detach().as_subclass(Tensor)
+
+
+def _from_array(image: "np.ndarray[Any, np.dtype[Any]]", caller: str) -> Tensor:
+    if image.dtype != np.uint8:
+        raise ImageInputError(
+            f"{caller} expects a uint8 array, got {image.dtype}; scale it to 0..255 and call "
+            ".astype('uint8')."
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise ImageInputError(
+            f"{caller} expects an array of shape (height, width), (height, width, 1) or (height, "
+            f"width, 3), got {image.shape}; move the channels last with .transpose(1, 2, 0), and "
+            "drop an alpha channel with [:, :, :3]."
+        )
+    if any(stride < 0 for stride in image.strides):
+        image = image.copy(order="C")
+    return _channels_first(image)
+
+
+def _channels_first(array: "np.ndarray[Any, np.dtype[Any]]") -> Tensor:
+    # torch warns of arrays that are read-only, as PIL's are; what is never written needs no copy.
+    tensor = torch.from_numpy(array if array.flags.writeable else np.asarray(_Alias(array)))
+    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+
+
+class _Alias:
+    """The same memory as a read-only array, without the mark that it is."""
+
+    def __init__(self, array: "np.ndarray[Any, np.dtype[Any]]") -> None:
+        self._array = array  # Keeps the memory alive.
+        self.__array_interface__ = {
+            **array.__array_interface__,
+            "data": (array.__array_interface__["data"][0], False),
+        }
+
+
+def _shape_hint(ndim: int) -> str:
+    if ndim == 2:
+        return "add the channel with .unsqueeze(0)"
+    if ndim == 4:
+        return "pass one image at a time"
+    return "move the channels first with .permute(2, 0, 1), and drop an alpha channel with [:3]"
