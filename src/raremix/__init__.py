@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raremix.data.embeddings import read_embeddings as read_embeddings
+    from raremix.data.images import ImageArrays as ImageArrays
+    from raremix.data.images import ImageFiles as ImageFiles
     from raremix.detection.detector import Detection as Detection
     from raremix.detection.detector import OODDetector as OODDetector
     from raremix.detection.scorers import KNNDistance as KNNDistance
@@ -15,16 +18,45 @@ if TYPE_CHECKING:
     from raremix.detection.thresholds import FixedThreshold as FixedThreshold
     from raremix.detection.thresholds import FlagRate as FlagRate
     from raremix.detection.thresholds import QuantileThreshold as QuantileThreshold
+    from raremix.embedding.backbones import backbone as backbone
+    from raremix.embedding.backbones import load_dino as load_dino
+    from raremix.embedding.checkpoints import load_backbone as load_backbone
+    from raremix.embedding.extraction import extract_embeddings as extract_embeddings
+    from raremix.embedding.preprocessing import eval_transform as eval_transform
+    from raremix.errors import RaremixError as RaremixError
+    from raremix.errors import RaremixWarning as RaremixWarning
+    from raremix.evaluation import class_groups as class_groups
+    from raremix.evaluation import knn_probe as knn_probe
+    from raremix.evaluation import linear_probe as linear_probe
+    from raremix.evaluation import long_tail_subset as long_tail_subset
     from raremix.memory.buffer import BufferEntries as BufferEntries
     from raremix.memory.buffer import RareMemoryBuffer as RareMemoryBuffer
     from raremix.mixing.loader import MixedLoader as MixedLoader
     from raremix.mixing.sampler import Batch as Batch
     from raremix.mixing.sampler import BufferedMixSampler as BufferedMixSampler
+    from raremix.reports.report import write_report as write_report
     from raremix.views.multicrop import MultiCropTransform as MultiCropTransform
+    from raremix.views.view import View as View
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "class_groups": "raremix.evaluation",
+    "knn_probe": "raremix.evaluation",
+    "linear_probe": "raremix.evaluation",
+    "long_tail_subset": "raremix.evaluation",
+    "backbone": "raremix.embedding.backbones",
+    "eval_transform": "raremix.embedding.preprocessing",
+    "extract_embeddings": "raremix.embedding.extraction",
+    "load_backbone": "raremix.embedding.checkpoints",
+    "load_dino": "raremix.embedding.backbones",
+    "ImageArrays": "raremix.data.images",
+    "ImageFiles": "raremix.data.images",
+    "read_embeddings": "raremix.data.embeddings",
+    "RaremixError": "raremix.errors",
+    "RaremixWarning": "raremix.errors",
+    "write_report": "raremix.reports.report",
+    "View": "raremix.views.view",
     "Batch": "raremix.mixing.sampler",
     "BufferEntries": "raremix.memory.buffer",
     "BufferedMixSampler": "raremix.mixing.sampler",

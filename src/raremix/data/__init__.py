@@ -1,0 +1,1 @@
+"""Files and images from disk: embedding files, vectors, image folders, image arrays."""
