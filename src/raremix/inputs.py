@@ -46,7 +46,8 @@ def as_embeddings(value: ArrayLike, *, caller: str, dim: int | None = None) -> T
             array = array.astype(np.float32)
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
-        if any(stride < 0 for stride in array.strides):
+        # torch knows no backward strides, nor those of a field inside records.
+        if any(stride < 0 or stride % array.itemsize for stride in array.strides):
             array = np.ascontiguousarray(array)
         tensor = torch.from_numpy(array)
     elif isinstance(value, Tensor):
@@ -89,12 +90,20 @@ def as_ids(value: ArrayLike | Sequence[int], *, caller: str, length: int | None 
     Raises:
         EmbeddingShapeError: If they are not whole numbers in one dimension, or not ``length`` many.
     """
-    tensor = torch.as_tensor(value).detach().cpu()
-    if tensor.numel() == 0:
-        tensor = tensor.to(torch.int64)
-    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        whole = not (
+            tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        )
+        got = str(tensor.dtype)
+    else:
+        array = np.asarray(value)
+        whole, got = array.dtype.kind in "iu", f"dtype {array.dtype}"
+        # A copy, since torch takes neither read-only arrays nor foreign byte orders.
+        tensor = torch.from_numpy(array.astype(np.int64)) if whole else torch.empty(array.shape)
+    if tensor.ndim != 1 or not (whole or tensor.numel() == 0):
         raise EmbeddingShapeError(
-            f"{caller} expects ids as whole numbers of shape (batch,), got {tensor.dtype} of shape "
+            f"{caller} expects ids as whole numbers of shape (batch,), got {got} of shape "
             f"{tuple(tensor.shape)}; an id is a sample's place in the dataset."
         )
     if length is not None and tensor.shape[0] != length:

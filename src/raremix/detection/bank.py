@@ -60,6 +60,8 @@ class ReferenceBank:
         """Width of the rows; None while the bank has never held any."""
         return None if self._rows is None else self._rows.shape[1]
 
+    # Made in inference mode, the rows could not be replaced outside it.
+    @torch.inference_mode(False)
     def fill(self, embeddings: Tensor, ids: Tensor | None) -> None:
         """Forget everything and hold exactly these rows, however many."""
         self._rows = embeddings.detach().clone()
@@ -69,6 +71,7 @@ class ReferenceBank:
         self._next = 0
         self._rows_of = None
 
+    @torch.inference_mode(False)
     def add(self, embeddings: Tensor, ids: Tensor | None) -> None:
         """Add (batch, dim) rows, letting the oldest leave when the bank is full."""
         if self._count and (ids is None) != (self._ids is None):
@@ -78,6 +81,9 @@ class ReferenceBank:
                 f"{held} ids; pass ids always or never."
             )
         embeddings = embeddings.detach()
+        if self._rows is not None and self._rows.device != embeddings.device:
+            # A bank loaded on the CPU moves to the accelerator once, not at every score.
+            self._rows = self._rows.to(embeddings.device)
         if ids is None:
             self._enqueue(embeddings[-self._limit :])
         else:
@@ -93,7 +99,7 @@ class ReferenceBank:
                 rows[: self._count] = self._rows[: self._count]
             self._rows = rows
         if self._ids is not None and len(self._ids) < len(self._rows):
-            longer = torch.full((len(self._rows),), -1, dtype=torch.int64)
+            longer = torch.full((len(self._rows),), -1, dtype=torch.int64, device="cpu")
             longer[: len(self._ids)] = self._ids
             self._ids = longer
         return self._rows
@@ -104,13 +110,13 @@ class ReferenceBank:
         rows[self._count : self._count + fresh] = embeddings[:fresh]
         self._count += fresh
         rest = embeddings[fresh:]
-        places = (self._next + torch.arange(len(rest))) % self._limit
-        rows[places.to(rows.device)] = rest
+        places = (self._next + torch.arange(len(rest), device=rows.device)) % self._limit
+        rows[places] = rest
         self._next = (self._next + len(rest)) % self._limit
 
     def _refresh(self, embeddings: Tensor, ids: list[int]) -> None:
         if self._ids is None:
-            self._ids = torch.empty(0, dtype=torch.int64)
+            self._ids = torch.empty(0, dtype=torch.int64, device="cpu")
         if self._rows_of is None:
             self._rows_of = OrderedDict()
             for row, known in enumerate(self._ids[: self._count].tolist()):
@@ -127,7 +133,7 @@ class ReferenceBank:
         new = range(self._count, self._count + max(0, len(ids) - len(free)))
         places = [*free[: len(ids)], *new]
         rows[torch.tensor(places, device=rows.device)] = embeddings
-        self._ids[torch.tensor(places)] = torch.tensor(ids)
+        self._ids[torch.tensor(places, device="cpu")] = torch.tensor(ids, device="cpu")
         for known, row in zip(ids, places, strict=True):
             owners.setdefault(known, []).append(row)
         self._count += len(new)
@@ -155,6 +161,7 @@ class ReferenceBank:
         content: State = {"capacity": self.capacity, "limit": self._limit, "rows": rows, "ids": ids}
         return sealed_state("ReferenceBank", 1, content)
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved bank."""
         content = open_state(
@@ -171,9 +178,9 @@ class ReferenceBank:
 
     def _age_order(self) -> Tensor:
         if self._rows_of is not None:
-            return torch.tensor(
-                [r for own in self._rows_of.values() for r in own], dtype=torch.int64
-            )
+            rows = [row for own in self._rows_of.values() for row in own]
+            return torch.tensor(rows, dtype=torch.int64, device="cpu")
+        order = torch.arange(self._count, device="cpu")
         if self._ids is None and self._count:
-            return (self._next + torch.arange(self._count)) % self._count
-        return torch.arange(self._count)
+            return (self._next + order) % self._count
+        return order

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
@@ -81,7 +82,7 @@ class OODDetector:
             (self.scorer, Scorer, "a scorer such as KNNDistance(k=10)"),
             (self.threshold, Threshold, "a threshold such as FlagRate(0.05)"),
         ):
-            if not isinstance(part, seam):
+            if not isinstance(part, seam) or isinstance(part, type):
                 raise OptionError(f"OODDetector expects {made}, got {part!r}.")
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class OODDetector:
                 "check the encoder that made them."
             )
         kept, kept_ids = _select(rows, own_ids, valid)
-        kept_scores = self.scorer.fit(kept, kept_ids)
+        kept_scores = self.scorer.fit(kept, kept_ids).float()
         self.threshold.fit(kept_scores)
         return self._judge(_spread(kept_scores, valid))
 
@@ -190,12 +191,13 @@ class OODDetector:
         scores = distributed.gather_rows(found.scores)
         is_rare = distributed.gather_rows(found.is_rare)
 
-        judged = torch.isfinite(scores) & ~replayed
-        if bool(judged.any()):
-            self.threshold.update(scores[judged], is_rare[judged])
+        # The scorer first: should it refuse the rows, the threshold has not moved either.
         learned = valid if ids is not None else valid & ~replayed
         if bool(learned.any()):
             self.scorer.update(*_select(rows, ids, learned))
+        judged = torch.isfinite(scores) & ~replayed
+        if bool(judged.any()):
+            self.threshold.update(scores[judged], is_rare[judged])
 
     def _enter(
         self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
@@ -216,7 +218,7 @@ class OODDetector:
     def _score(self, rows: Tensor, ids: Tensor | None, valid: Tensor) -> Tensor:
         if not bool(valid.any()):
             return rows.new_full((len(rows),), torch.nan)
-        return _spread(self.scorer.score(*_select(rows, ids, valid)), valid)
+        return _spread(self.scorer.score(*_select(rows, ids, valid)).float(), valid)
 
     def _judge(self, scores: Tensor) -> Detection:
         value = self.threshold.value
@@ -237,8 +239,13 @@ class OODDetector:
             StateMismatchError: Naming what differs.
         """
         content = open_state(state, kind="OODDetector", version=1, keys=("scorer", "threshold"))
-        self.scorer.load_state_dict(content["scorer"])
+        before = self.threshold.state_dict()
         self.threshold.load_state_dict(content["threshold"])
+        try:
+            self.scorer.load_state_dict(content["scorer"])
+        except Exception:
+            self.threshold.load_state_dict(before)  # all or nothing
+            raise
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file, whole or not at all."""
@@ -255,12 +262,12 @@ class OODDetector:
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
         except Exception as cause:  # torch raises many kinds for a damaged or foreign file
             raise FileFormatError(
                 f"OODDetector.load expects a file written by OODDetector.save, and {path} is not "
-                f"one, or is damaged: {str(cause).splitlines()[0]}"
+                f"one, or is damaged: {(str(cause) or type(cause).__name__).splitlines()[0]}"
             ) from cause
         self.load_state_dict(state)
         return self
@@ -268,8 +275,11 @@ class OODDetector:
 
 def _as_mask(value: ArrayLike | Sequence[bool] | None, length: int, caller: str) -> Tensor:
     if value is None:
-        return torch.zeros(length, dtype=torch.bool)
-    mask = torch.as_tensor(value).detach().cpu()
+        return torch.zeros(length, dtype=torch.bool, device="cpu")
+    if isinstance(value, Tensor):
+        mask = value.detach().cpu()
+    else:  # A copy, since torch takes no read-only array.
+        mask = torch.tensor(np.asarray(value).tolist(), device="cpu")
     if mask.dtype != torch.bool or mask.shape != (length,):
         raise OptionError(
             f"{caller} expects is_replay as {length} booleans, got {mask.dtype} of shape "

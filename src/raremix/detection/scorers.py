@@ -4,6 +4,7 @@ A scorer knows embeddings and ids. It judges nothing: where rarity begins is the
 """
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -58,6 +59,8 @@ class KNNDistance:
         engine: EngineName = "auto",
         max_memory: int = 2**29,
     ) -> None:
+        if isinstance(k, numbers.Integral):
+            k = k if isinstance(k, bool) else int(k)
         if isinstance(k, bool) or (k < 1 if isinstance(k, int) else not 0.0 < k < 1.0):
             raise OptionError(
                 f"KNNDistance expects k as a count of at least 1 or a share in (0, 1), got {k!r}."
@@ -71,7 +74,8 @@ class KNNDistance:
             raise OptionError(
                 f"KNNDistance expects a capacity above k={k}, got {capacity}; raise capacity."
             )
-        self.k = k
+        # A plain number, since a saved state may hold no numpy scalars.
+        self.k = k if isinstance(k, int) else float(k)
         self.metric: Metric = metric
         self.engine: EngineName = engine
         self.max_memory = max_memory
@@ -85,7 +89,10 @@ class KNNDistance:
 
     def _count(self) -> int:
         """How many neighbours k means for the reference at hand."""
-        return self.k if isinstance(self.k, int) else max(1, math.ceil(self.k * len(self.bank)))
+        if isinstance(self.k, int):
+            return self.k
+        # 0.07 * 100 is a little above 7 in floating point.
+        return max(1, math.ceil(self.k * len(self.bank) - 1e-9))
 
     @property
     def ready(self) -> bool:
@@ -112,9 +119,14 @@ class KNNDistance:
                 f"KNNDistance.fit expects more than k={self.k} embeddings, got {len(rows)}; "
                 "pass more, or build KNNDistance with a smaller k."
             )
+        before, self.bank = self.bank, ReferenceBank(self.bank.capacity)
         self.bank.fill(rows, ids)
-        own = torch.arange(len(rows)) if ids is None else ids
-        return self._distances(rows, own, own)
+        own = torch.arange(len(rows), device="cpu") if ids is None else ids
+        try:
+            return self._distances(rows, own, own)
+        except Exception:
+            self.bank = before  # all or nothing
+            raise
 
     def score(self, embeddings: ArrayLike, ids: Tensor | None = None) -> Tensor:
         """Measure how rare each image is; larger is rarer.

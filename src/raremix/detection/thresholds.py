@@ -85,9 +85,10 @@ class QuantileThreshold:
                 f"QuantileThreshold expects calibration_scores of at least 1, "
                 f"got {calibration_scores}."
             )
-        self.quantile = quantile
-        self.calibration_scores = calibration_scores
-        self._seen = torch.empty(0)
+        # Plain numbers, since a saved state may hold no numpy scalars.
+        self.quantile = float(quantile)
+        self.calibration_scores = int(calibration_scores)
+        self._seen = _no_scores()
         self._value = math.inf
 
     def __repr__(self) -> str:
@@ -100,7 +101,7 @@ class QuantileThreshold:
 
     def fit(self, scores: Tensor) -> None:
         """Calibrate on (n,) finite scores, n at least 1."""
-        self._seen = torch.empty(0)
+        self._seen = _no_scores()
         self._value = _exceeded_by(scores, 1.0 - self.quantile)
 
     def update(self, scores: Tensor, is_rare: Tensor) -> None:
@@ -109,7 +110,8 @@ class QuantileThreshold:
             return
         self._seen = torch.cat([self._seen, scores.detach().cpu().float()])
         if len(self._seen) >= self.calibration_scores:
-            self.fit(self._seen)
+            # Not one more, or the calibration would depend on the size of the batches.
+            self.fit(self._seen[: self.calibration_scores])
 
     def state_dict(self) -> State:
         """The value, and the scores collected so far."""
@@ -176,15 +178,16 @@ class FlagRate:
             raise OptionError(
                 f"FlagRate expects warmup_scores from 1 to window={window}, got {warmup_scores}."
             )
-        if gain < 0:
-            raise OptionError(f"FlagRate expects a gain of at least 0, got {gain}.")
-        self.rate = rate
-        self.window = window
-        self.warmup_scores = warmup_scores
-        self.gain = gain
-        self._recent = torch.empty(0)  # a ring once it holds `window` scores
+        if not 0.0 <= gain < math.inf:
+            raise OptionError(f"FlagRate expects a finite gain of at least 0, got {gain}.")
+        # Plain numbers, since a saved state may hold no numpy scalars.
+        self.rate = float(rate)
+        self.window = int(window)
+        self.warmup_scores = int(warmup_scores)
+        self.gain = float(gain)
+        self._recent = _no_scores()  # a ring once it holds `window` scores
         self._next = 0
-        self._level = rate
+        self._level = self.rate
         self._warm = False
         self._value = math.inf
 
@@ -196,21 +199,26 @@ class FlagRate:
         """Scores above it are rare; infinity before the warm-up ends."""
         return self._value
 
+    @torch.inference_mode(False)
     def fit(self, scores: Tensor) -> None:
         """Calibrate on (n,) finite scores, so that exactly a share of ``rate`` lies above."""
         scores = scores.detach().cpu().float()
         self._level, self._next, self._warm = self.rate, 0, True
         if len(scores) > self.window:
             # Evenly spaced ranks keep every quantile.
-            spaced = torch.linspace(0, len(scores) - 1, self.window, dtype=torch.float64)
+            spaced = torch.linspace(
+                0, len(scores) - 1, self.window, dtype=torch.float64, device="cpu"
+            )
             self._recent = scores.sort().values[spaced.round().long()]
             # The ring forgets from its start: sorted, it would forget the small scores first.
-            shuffled = torch.randperm(self.window, generator=torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            shuffled = torch.randperm(self.window, generator=generator, device="cpu")
             self._recent = self._recent[shuffled]
         else:
             self._recent = scores.clone()
         self._value = _exceeded_by(scores, self.rate)
 
+    @torch.inference_mode(False)
     def update(self, scores: Tensor, is_rare: Tensor) -> None:
         """Remember (batch,) finite scores and correct the level by the share that was flagged."""
         if len(scores) == 0:
@@ -231,7 +239,7 @@ class FlagRate:
         if room > 0:
             self._recent = torch.cat([self._recent, scores[:room]])
             scores = scores[room:]
-        places = (self._next + torch.arange(len(scores))) % self.window
+        places = (self._next + torch.arange(len(scores), device="cpu")) % self.window
         self._recent[places] = scores
         self._next = (self._next + len(scores)) % self.window
 
@@ -250,6 +258,7 @@ class FlagRate:
         }
         return sealed_state("FlagRate", 1, content)
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved scores; the settings must be those they were saved with."""
         own = {
@@ -266,6 +275,10 @@ class FlagRate:
         self._level = content["level"]
         self._warm = content["warm"]
         self._value = content["value"]
+
+
+def _no_scores() -> Tensor:
+    return torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _exceeded_by(scores: Tensor, share: float) -> float:

@@ -7,6 +7,7 @@ no images.
 """
 
 import copy
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch.utils.data
 from torch import Tensor
 
 from raremix import distributed
-from raremix.errors import BufferProcessError, EmbeddingShapeError, OptionError
+from raremix.errors import BufferProcessError, EmbeddingShapeError, LagError, OptionError
 from raremix.inputs import ArrayLike, as_ids
 from raremix.protocols import BatchRows, Flags, State
 from raremix.state import check_settings, open_state, sealed_state
@@ -113,7 +114,7 @@ class RareMemoryBuffer:
 
     @property
     def entries(self) -> BufferEntries:
-        """What is held, oldest first; crops are shared with the buffer, do not change them."""
+        """Copies of what is held, oldest first."""
         return _as_entries(self._living.values())
 
     @property
@@ -134,6 +135,8 @@ class RareMemoryBuffer:
 
         Call it once for each batch of training. Feedback for a batch that comes twice, or so late
         that later draws have been made without it, is counted in ``metrics`` and changes nothing.
+        Ids alone belong to the batch delivered last; before the first batch, any number of calls
+        may fill the buffer.
 
         Args:
             batch: ``loader.batch`` of a mixed loader, which knows what was replayed; or the
@@ -146,7 +149,7 @@ class RareMemoryBuffer:
             How many samples were admitted.
 
         Raises:
-            EmbeddingShapeError: If ids, scores, flags and crops have different lengths.
+            EmbeddingShapeError: If ids, scores and flags are not all of shape (batch,).
             OptionError: If crops are not uint8, differ in shape, or one alone exceeds ``max_bytes``.
             BufferProcessError: If called in another process than the one that made the buffer.
         """
@@ -159,14 +162,26 @@ class RareMemoryBuffer:
             ids = as_ids(cast("ArrayLike", batch), caller="RareMemoryBuffer.add")
             replayed = torch.zeros(len(ids), dtype=torch.bool)
         scores, is_rare = detection.scores.detach().cpu(), detection.is_rare.cpu()
-        if not len(ids) == len(scores) == len(is_rare):
+        if not ids.shape == scores.shape == is_rare.shape == replayed.shape:
             raise EmbeddingShapeError(
-                f"RareMemoryBuffer.add got {len(ids)} ids for {len(scores)} scores and "
-                f"{len(is_rare)} flags; pass the detection of exactly this batch."
+                f"RareMemoryBuffer.add expects one score and one flag for each of {len(ids)} ids, "
+                f"got scores of shape {tuple(scores.shape)} and flags of shape "
+                f"{tuple(is_rare.shape)}; pass the detection of exactly this batch."
             )
         self._check_crops(crops, len(ids))
+        return self._gather_and_take_in(
+            self._open_step(rows), ids, scores, is_rare.to(torch.bool), replayed, crops
+        )
 
-        step = self._open_step(rows)
+    def _gather_and_take_in(
+        self,
+        step: int | None,
+        ids: Tensor,
+        scores: Tensor,
+        is_rare: Tensor,
+        replayed: Tensor,
+        crops: Tensor | None,
+    ) -> int:
         known = torch.tensor([int(key) in self._living for key in ids.tolist()], dtype=torch.bool)
         wanted = is_rare & ~replayed & torch.isfinite(scores)
         told = replayed | wanted | known
@@ -179,26 +194,47 @@ class RareMemoryBuffer:
             self._counts["late"] += 1
             return 0
         return self._take_in(
-            ids.tolist(), scores.tolist(), wanted.tolist(), replayed.tolist(), crops
+            step, ids.tolist(), scores.tolist(), wanted.tolist(), replayed.tolist(), crops
         )
 
     def admit(self, entries: BufferEntries) -> int:
-        """Admit samples that are known to be rare, outside a training loop.
+        """Admit samples that are known to be rare, at any time, besides the feedback of batches.
+
+        Under torch.distributed a collective call, like ``add``.
 
         Args:
             entries: Their ids, scores and, if the buffer shall hold them, crops.
 
         Returns:
-            How many were admitted; the others were held already.
+            How many were admitted; the others were held already, or had no finite score.
+
+        Raises:
+            EmbeddingShapeError: If ids and scores have different lengths.
+            OptionError: As for ``add``.
+            BufferProcessError: As for ``add``.
         """
-        every = torch.ones(len(entries.keys), dtype=torch.bool)
-        flags = _Marked(entries.scores, every)
-        return self.add(entries.keys, flags, crops=entries.crops)
+        self._guard("admit")
+        ids = as_ids(entries.keys, caller="RareMemoryBuffer.admit")
+        scores = entries.scores.detach().cpu()
+        if ids.shape != scores.shape:
+            raise EmbeddingShapeError(
+                f"RareMemoryBuffer.admit got {len(ids)} ids for scores of shape "
+                f"{tuple(scores.shape)}; pass one score per id."
+            )
+        self._check_crops(entries.crops, len(ids))
+        every = torch.ones(len(ids), dtype=torch.bool)
+        return self._gather_and_take_in(self._now(), ids, scores, every, ~every, entries.crops)
+
+    def _now(self) -> int:
+        """The first step that no draw has relied on yet."""
+        return max(self._step, self._viewed + 1)
 
     def _open_step(self, batch: BatchRows | None) -> int | None:
         """The step this feedback belongs to, or None if it comes twice or too late."""
         if batch is not None and batch.step > self._step:
             self.advance(batch.step)
+        if batch is None and self._step < 0 and self._history_steps:
+            return self._now()  # filled before the first batch, which gets its own feedback
         if batch is None and self._heard == self._step and not self._history_steps:
             self.advance(self._step + 1)  # nobody counts the batches, so each call is one
         step = self._step if batch is None else batch.step
@@ -209,6 +245,7 @@ class RareMemoryBuffer:
 
     def _take_in(
         self,
+        step: int,
         keys: list[int],
         scores: list[float],
         wanted: list[bool],
@@ -222,27 +259,27 @@ class RareMemoryBuffer:
                 self._counts["replays"] += 1
             if held is not None:
                 held.uses += int(replayed[row])
-                if score == score:  # not NaN
+                if math.isfinite(score):
                     held.score = score
             elif replayed[row]:
                 self._counts["stale"] += 1  # it left between being drawn and being seen
             elif wanted[row]:
                 crop = None if crops is None else crops[row].clone()
-                self._living[key] = _Entry(key, score, born=self._heard, crop=crop)
+                self._living[key] = _Entry(key, score, born=step, crop=crop)
                 self._bytes += 0 if crop is None else crop.nbytes
                 admitted += 1
                 self._counts["admissions"] += 1
-                self._make_room()
+                self._make_room(step)
         self._forget()
         return admitted
 
-    def _make_room(self) -> None:
+    def _make_room(self, step: int) -> None:
         while len(self._living) > self.capacity or (
             self.max_bytes is not None and self._bytes > self.max_bytes
         ):
             oldest = self._living.pop(next(iter(self._living)))
             self._bytes -= 0 if oldest.crop is None else oldest.crop.nbytes
-            oldest.died, oldest.crop = self._heard, None
+            oldest.died, oldest.crop = step, None
             self._left.append(oldest)
             self._counts["evictions"] += 1
 
@@ -277,17 +314,41 @@ class RareMemoryBuffer:
 
     def keep_history(self, steps: int) -> None:
         """Stay able to answer ``view`` for this many steps back."""
+        if not self._history_steps:
+            self._count_anew()
         self._history_steps = max(self._history_steps, steps)
 
+    def _count_anew(self) -> None:
+        """Keep what is held, as if it had been there before the first step."""
+        for entry in self._living.values():
+            entry.born = -1
+        self._left.clear()
+        self._step = self._heard = self._viewed = -1
+
     def advance(self, step: int) -> None:
-        """Say that batch number ``step`` has been delivered and its feedback may come."""
+        """Say that batch number ``step`` has been delivered and its feedback may come.
+
+        Number 0 means that a new loader begins, to which everything held is old.
+        """
         self._guard("advance")
+        if step == 0 <= self._step:
+            self._count_anew()
         self._step = max(self._step, step)
 
     def view(self, step: int) -> list[int]:
-        """The keys held after the feedback of ``step``, oldest first; none for a negative step."""
+        """The keys held after the feedback of ``step``, oldest first; none for a negative step.
+
+        Raises:
+            LagError: If ``step`` lies further back than ``keep_history`` asked for.
+        """
         if step < 0:
             return []
+        if step < self._step - self._history_steps:
+            raise LagError(
+                f"RareMemoryBuffer.view was asked for what it held after batch {step}, but it is at "
+                f"batch {self._step} and remembers {self._history_steps} batches. Load the states of "
+                "buffer and loader together, and give two loaders that run at once a buffer each."
+            )
         self._viewed = max(self._viewed, step)
         gone = [e.key for e in self._left if e.born <= step < e.died]
         return gone + [e.key for e in self._living.values() if e.born <= step]
@@ -326,7 +387,7 @@ class RareMemoryBuffer:
             **{name: float(value) for name, value in self._counts.items()},
             "uses_mean": sum(uses) / count,
             "uses_max": float(max(uses, default=0)),
-            "age_mean": sum(self._step - entry.born for entry in held) / count,
+            "age_mean": sum(max(self._step - entry.born, 0) for entry in held) / count,
             "score_mean": sum(entry.score for entry in held) / count,
         }
 
@@ -377,8 +438,10 @@ class RareMemoryBuffer:
         self._step, self._heard = content["step"], content["heard"]
         # Draws that were made ahead and never delivered will be made again.
         self._viewed = min(content["viewed"], self._step)
-        self._history_steps = max(self._history_steps, content["history_steps"])
         self._counts = dict(content["counts"])
+        if self._history_steps and not content["history_steps"]:
+            self._count_anew()  # it was filled without a loader, which counts from 0
+        self._history_steps = max(self._history_steps, content["history_steps"])
 
     def _guard(self, call: str) -> None:
         if torch.utils.data.get_worker_info() is not None or os.getpid() != self._pid:
@@ -400,12 +463,6 @@ class RareMemoryBuffer:
         memo[id(self)] = twin
         twin.load_state_dict(copy.deepcopy(self.state_dict(), memo))
         return twin
-
-
-@dataclass(frozen=True)
-class _Marked:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def _as_entries(entries: Iterable[_Entry]) -> BufferEntries:

@@ -4,13 +4,15 @@ An order of batches can be asked for by epoch and from any batch on. It knows no
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from itertools import islice
-from typing import Protocol
+from operator import index
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import (
     BatchSampler,
-    Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Sampler,
@@ -20,7 +22,7 @@ from torch.utils.data import (
 from raremix.errors import LoaderError, OptionError
 from raremix.seeds import seeded_generator
 
-__all__ = ["BaseBatches", "SampledBatches", "SizedBatches", "base_batches"]
+__all__ = ["BaseBatches", "GivenSampler", "SampledBatches", "SizedBatches", "base_batches"]
 
 
 class BaseBatches(Protocol):
@@ -126,23 +128,60 @@ class SampledBatches:
 
     def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
         """See ``BaseBatches``."""
-        set_epoch = getattr(self._sampler, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
+        # A batch sampler often hides the sampler that has the epoch.
+        for sampler in (self._sampler, getattr(self._sampler, "sampler", None)):
+            set_epoch = getattr(sampler, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
         return islice(self._grouped(), start, None)
 
     def _grouped(self) -> Iterator[list[int]]:
+        if self._batch_size is None:
+            for items in self._sampler:
+                yield [self._as_id(item) for item in self._listed(items)]
+            return
         batch: list[int] = []
         for item in self._sampler:
-            if not isinstance(item, int):
-                yield list(item)
-                continue
-            batch.append(item)
+            batch.append(self._as_id(item))
             if len(batch) == self._batch_size:
                 yield batch
                 batch = []
         if batch and not self._drop_last:
             yield batch
+
+    def _listed(self, items: object) -> Iterable[object]:
+        if not isinstance(items, Iterable) or getattr(items, "ndim", 1) == 0:
+            raise LoaderError(
+                f"BufferedMixSampler expects batches of ids from {type(self._sampler).__name__}, "
+                f"got {items!r}; pass the batch_size of the DataLoader if it yields single ids."
+            )
+        return items
+
+    def _as_id(self, item: object) -> int:
+        # Besides int, samplers yield numpy integers and tensors of no dimension.
+        if isinstance(item, int) or getattr(item, "ndim", None) == 0:
+            with suppress(TypeError):
+                return index(item)  # type: ignore[arg-type]  # or it raises TypeError
+        raise LoaderError(
+            f"BufferedMixSampler expects whole numbers as ids from {type(self._sampler).__name__}, "
+            f"got {item!r}; leave batch_size out if it yields batches."
+        )
+
+
+class GivenSampler(Sampler[Any]):
+    """A loader's sampler that does not inherit from Sampler, such as a list of ids.
+
+    Alone, a list would be taken for a dataset.
+    """
+
+    def __init__(self, sampler: Iterable[Any]) -> None:
+        self.sampler = sampler  # under this name its set_epoch is found
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]  # without length it raises TypeError
 
 
 def base_batches(
@@ -166,19 +205,23 @@ def base_batches(
             "samples have no ids to draw again. Use a map-style dataset, with __getitem__ and "
             "__len__."
         )
+    if type(base) is BatchSampler:
+        # What it does is done here as well, and then its sampler can be understood further.
+        batch_size, drop_last, base = base.batch_size, base.drop_last, base.sampler
     batched = isinstance(base, BatchSampler) or _yields_lists(base)
-    if batch_size is None and not batched:
+    if batch_size is None and not batched and _yields_ids(base):
         raise OptionError(
             "BufferedMixSampler expects a batch_size, since its base yields single ids; pass the "
             "batch_size of the DataLoader."
         )
     if batch_size is not None and batch_size < 1:
         raise OptionError(f"BufferedMixSampler expects batch_size of at least 1, got {batch_size}.")
-    if isinstance(base, (RandomSampler, SequentialSampler)) and not _draws_freely(base):
+    # A subclass may have an order of its own, so the types are compared exactly.
+    if type(base) in (RandomSampler, SequentialSampler) and not _draws_freely(base):
         # Their order would come from the global generator; drawn from the seed it can be resumed.
         shuffle = isinstance(base, RandomSampler)
-        base = base.data_source
-    if not isinstance(base, (Sampler, BatchSampler)) and isinstance(base, (Dataset, Sized)):
+        base = base.data_source  # type: ignore[attr-defined]  # both samplers have one
+    if _is_dataset(base):
         if not isinstance(base, Sized):
             raise LoaderError(
                 f"BufferedMixSampler expects a dataset with a length, and {type(base).__name__} "
@@ -203,11 +246,22 @@ def base_batches(
     return SampledBatches(base, batch_size=None if batched else batch_size, drop_last=drop_last)
 
 
-def _draws_freely(sampler: RandomSampler | SequentialSampler) -> bool:
+def _draws_freely(sampler: object) -> bool:
     """Whether a RandomSampler does more than shuffle its dataset once."""
     if not isinstance(sampler, RandomSampler):
         return False
     return sampler.replacement or sampler.num_samples != len(sampler.data_source)
+
+
+def _yields_ids(base: object) -> bool:
+    """Whether it surely gives single ids; of other samplers, the first batch will tell."""
+    if isinstance(base, (RandomSampler, SequentialSampler, DistributedSampler)):
+        return True
+    return _is_dataset(base)
+
+
+def _is_dataset(base: object) -> bool:
+    return not isinstance(base, Sampler) and hasattr(base, "__getitem__")
 
 
 def _yields_lists(base: object) -> bool:

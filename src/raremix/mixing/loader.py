@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
 from raremix.errors import LagError, LoaderError
+from raremix.mixing.base import GivenSampler
 from raremix.mixing.sampler import Batch, BufferedMixSampler
 from raremix.protocols import ReplaySource, State
 
@@ -42,10 +43,16 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
 
     def __iter__(self) -> Iterator[_BatchT]:  # type: ignore[override]
         # DataLoader promises its own iterator class here; nothing but its protocol is relied on.
+        iteration = None
         for data in super().__iter__():
-            self._batch = self.mixer.deliver()
+            if iteration is None:
+                iteration = self.mixer.iteration
+            self.mixer.check_current(iteration)
+            self._batch = self.mixer.hand_over()
             _check_rows(data, len(self._batch))
             yield data
+        # Not before: a state saved while the last batch is in hand belongs to the epoch that ends.
+        self.mixer.close_epoch()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to draw next. Never needed: epochs count up by themselves."""
@@ -88,14 +95,16 @@ def mixed_loader(
             f"BufferedMixSampler.wrap got lag={lag} for a loader whose {loader.num_workers} workers "
             f"draw {ahead} batches ahead; pass lag={ahead + 1} or more, or use fewer workers."
         )
-    base = loader.batch_sampler
-    assert base is not None
-    own_order = type(base) is not BatchSampler
+    batches = loader.batch_sampler
+    assert batches is not None
+    # A BatchSampler only cuts what its sampler yields, also one that the user built.
+    plain = batches if type(batches) is BatchSampler else None
+    base: Iterable[Any] = batches if plain is None else plain.sampler
     mixer = BufferedMixSampler(
-        base if own_order else loader.sampler,
+        base if isinstance(base, Sampler) else GivenSampler(base),
         buffer,
-        batch_size=None if own_order else loader.batch_size,
-        drop_last=False if own_order else loader.drop_last,
+        batch_size=None if plain is None else plain.batch_size,
+        drop_last=False if plain is None else plain.drop_last,
         lag=lag,
         **options,
     )
@@ -111,12 +120,14 @@ def mixed_loader(
         "prefetch_factor": loader.prefetch_factor,
         "persistent_workers": loader.persistent_workers,
     }
-    if own_order:
+    if getattr(loader, "pin_memory_device", ""):  # newer releases of torch deprecate it
+        settings["pin_memory_device"] = loader.pin_memory_device
+    if plain is None:
         settings["batch_sampler"] = _MixedBatchSampler(mixer, base)
     else:
         settings["sampler"] = mixer
-        settings["batch_size"] = loader.batch_size
-        settings["drop_last"] = loader.drop_last
+        settings["batch_size"] = plain.batch_size
+        settings["drop_last"] = plain.drop_last
     return MixedLoader(mixer, **settings)
 
 
@@ -150,26 +161,29 @@ def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:
 
 def _check_rows(data: object, expected: int) -> None:
     """Refuse a batch whose rows were dropped or multiplied on the way."""
-    leaf = _first_tensor(data)
-    # View-major layouts put all views into one tensor: a whole multiple of the rows.
-    if leaf is not None and (leaf.ndim == 0 or len(leaf) == 0 or len(leaf) % expected):
+    shapes = []
+    for leaf in _tensors(data):
+        # View-major layouts put all views into one tensor: a whole multiple of the rows. Beside
+        # it a batch may hold tensors that have no rows, such as a temperature.
+        if leaf.ndim and len(leaf) and len(leaf) % expected == 0:
+            return
+        shapes.append(tuple(leaf.shape))
+    if shapes:
         raise LoaderError(
-            f"MixedLoader drew {expected} rows and the collate function returned a tensor of shape "
-            f"{tuple(leaf.shape)}, so loader.batch would name the wrong rows; let the collate "
-            "function keep every row, in order."
+            f"MixedLoader drew {expected} rows and the collate function returned tensors of shape "
+            f"{shapes}, so loader.batch would name the wrong rows; let the collate function keep "
+            "every row, in order."
         )
 
 
-def _first_tensor(data: object) -> Tensor | None:
+def _tensors(data: object) -> Iterator[Tensor]:
     if isinstance(data, Tensor):
-        return data
+        yield data
+        return
     parts: Any = ()
     if isinstance(data, Mapping):
         parts = data.values()
     elif isinstance(data, (list, tuple)):
         parts = data
     for part in parts:
-        found = _first_tensor(part)
-        if found is not None:
-            return found
-    return None
+        yield from _tensors(part)

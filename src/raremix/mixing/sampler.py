@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from raremix import distributed
-from raremix.errors import LagError, OptionError
+from raremix.errors import LagError, LoaderError, OptionError
 from raremix.mixing.base import BaseBatches, base_batches
 from raremix.protocols import ReplaySource, State
 from raremix.seeds import seeded_generator
@@ -132,6 +132,11 @@ class BufferedMixSampler(DistributedSampler[int]):
             )
         if lag < 1:
             raise OptionError(f"BufferedMixSampler expects a lag of at least 1, got {lag}.")
+        if num_replicas is not None and not 0 <= (rank or 0) < num_replicas:
+            raise OptionError(
+                f"BufferedMixSampler expects a rank in [0, {num_replicas}), got {rank} of "
+                f"num_replicas={num_replicas}."
+            )
         if not isinstance(buffer, ReplaySource):
             raise OptionError(
                 f"BufferedMixSampler expects a buffer such as RareMemoryBuffer(1024), got {buffer!r}."
@@ -150,7 +155,9 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._position = 0  # batches delivered in this epoch
         self._in_flight: deque[Batch] = deque()
         self._exhausted = False
-        self._resumed = False
+        self._resumed = False  # loaded, and nothing delivered since
+        self._chosen = False  # set_epoch was called for the next iteration
+        self._iteration = 0
         self._base: BaseBatches = base_batches(
             base,
             batch_size=batch_size,
@@ -222,6 +229,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         """Choose the epoch to draw next. Never needed: epochs count up by themselves."""
         if epoch != self.epoch:
             self._begin_epoch(epoch)
+        self._chosen = True
 
     def __len__(self) -> int:
         """Ids an epoch has on this rank, those of an incomplete last batch included."""
@@ -240,14 +248,17 @@ class BufferedMixSampler(DistributedSampler[int]):
     def batches(self) -> Iterator[Batch]:
         """Draw the batches of the epoch, lazily; nothing happens before the first is asked for."""
         self._start()
+        iteration = self._iteration
         draw = self._delivered
         for fresh in self._base.batches(self.epoch, self._position):
+            self.check_current(iteration)
             batch = self._mix(draw, fresh)
             self._in_flight.append(batch)
             yield batch
             draw += 1
-        self._exhausted = True
-        self._close_epoch_if_done()
+        if iteration == self._iteration:
+            self._exhausted = True
+            self.close_epoch()
 
     def deliver(self) -> Batch:
         """Say that the loader has handed over its next batch, and learn which rows it holds.
@@ -255,6 +266,12 @@ class BufferedMixSampler(DistributedSampler[int]):
         Raises:
             LagError: If no batch is on its way.
         """
+        batch = self.hand_over()
+        self.close_epoch()
+        return batch
+
+    def hand_over(self) -> Batch:
+        """``deliver`` for a loader that notices the end of an epoch and calls ``close_epoch``."""
         if not self._in_flight:
             raise LagError(
                 "BufferedMixSampler.deliver was called with no batch on its way; call it exactly "
@@ -263,27 +280,47 @@ class BufferedMixSampler(DistributedSampler[int]):
         batch = self._in_flight.popleft()
         self._delivered += 1
         self._position += 1
+        self._resumed = False
         self.buffer.advance(batch.step)
-        self._close_epoch_if_done()
         return batch
+
+    def close_epoch(self) -> None:
+        """Go on to the next epoch if every batch of this one was drawn and handed over."""
+        if self._exhausted and not self._in_flight and self._position:
+            self._begin_epoch(self.epoch + 1)
+
+    @property
+    def iteration(self) -> int:
+        """Number of the iteration that is under way; only one can be."""
+        return self._iteration
+
+    def check_current(self, iteration: int) -> None:
+        """Refuse to go on with an iteration after another one has begun.
+
+        Raises:
+            LoaderError: If ``iteration`` is not the one under way.
+        """
+        if iteration != self._iteration:
+            raise LoaderError(
+                "BufferedMixSampler was iterated anew while an earlier iteration still went on, so "
+                "batches and rows could no longer be matched; finish one loop over the loader "
+                "before the next, or wrap a second loader with a buffer of its own."
+            )
 
     def _start(self) -> None:
         # Batches drawn by an iterator that was left early were never trained on: they are drawn
         # again, under the same numbers.
         self._in_flight.clear()
         if self._position and not self._resumed:
-            self._begin_epoch(self.epoch + 1)
-        self._resumed = False
+            self._begin_epoch(self.epoch + (0 if self._chosen else 1))
+        self._chosen = False
         self._exhausted = False
+        self._iteration += 1
 
     def _begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         self._position = 0
         self._resumed = False
-
-    def _close_epoch_if_done(self) -> None:
-        if self._exhausted and not self._in_flight and self._position:
-            self._begin_epoch(self.epoch + 1)
 
     def _mix(self, draw: int, fresh: list[int]) -> Batch:
         step = draw - self.lag
@@ -346,7 +383,9 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._position = content["position"]
         self._delivered = content["delivered"]
         self._in_flight.clear()
+        self._iteration += 1  # an iteration under way ends here
         self._resumed = True
+        self._chosen = False
 
     def _settings(self) -> dict[str, Any]:
         return {

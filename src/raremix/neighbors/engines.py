@@ -32,28 +32,34 @@ class TorchEngine:
 
     Args:
         max_memory: Bytes that the distances of one tile may take.
+        dtype: What to multiply in; that of the rows if not given.
     """
 
-    def __init__(self, max_memory: int) -> None:
+    def __init__(self, max_memory: int, *, dtype: torch.dtype | None = None) -> None:
         self.max_memory = max_memory
+        self.dtype = dtype
 
     def candidates(self, queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """See ``CandidateEngine``."""
+        # A training loop's autocast would multiply in bfloat16.
+        with torch.autocast(queries.device.type, enabled=False):
+            return self._candidates(queries, bank, count)
+
+    def _candidates(self, queries: Tensor, bank: Tensor, count: int) -> tuple[Tensor, Tensor]:
         # |q - b|^2 = |q|^2 - 2 q.b + |b|^2, and |q|^2 is the same for the whole row.
-        bank_norms = bank.square().sum(dim=1)
+        dtype = queries.dtype if self.dtype is None else self.dtype
         query_tile, bank_tile = self._tiles(len(queries), len(bank), count)
-        squared = queries.new_empty((len(queries), count))
+        parts: tuple[Tensor, ...] = torch.split(bank, bank_tile)
+        bank_norms = [part.to(dtype).square().sum(dim=1) for part in parts]
+        squared = queries.new_empty((len(queries), count), dtype=dtype)
         indices = torch.empty((len(queries), count), dtype=torch.int64, device=queries.device)
         for start in range(0, len(queries), query_tile):
-            tile = queries[start : start + query_tile]
+            tile = queries[start : start + query_tile].to(dtype)
             best: tuple[Tensor, Tensor] | None = None
-            for offset in range(0, len(bank), bank_tile):
-                part = bank[offset : offset + bank_tile]
-                partial = torch.addmm(
-                    bank_norms[offset : offset + bank_tile], tile, part.T, alpha=-2.0
-                )
+            for place, part in enumerate(parts):
+                partial = torch.addmm(bank_norms[place], tile, part.to(dtype).T, alpha=-2.0)
                 values, rows = partial.topk(min(count, len(part)), dim=1, largest=False)
-                best = _merge(best, (values, rows + offset), count)
+                best = _merge(best, (values, rows + place * bank_tile), count)
             assert best is not None
             squared[start : start + query_tile] = best[0] + tile.square().sum(dim=1, keepdim=True)
             indices[start : start + query_tile] = best[1]

@@ -5,6 +5,7 @@ because they are all taken from the rows themselves and not from a matrix produc
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ from raremix.errors import (
 from raremix.inputs import ArrayLike, as_embeddings, as_ids
 from raremix.neighbors.engines import CandidateEngine, EngineName, FaissEngine, TorchEngine
 from raremix.neighbors.faiss_door import load_faiss
+from raremix.neighbors.proof import Search
 
 __all__ = ["Metric", "Neighbors", "nearest", "unit_rows"]
 
@@ -64,7 +66,7 @@ def nearest(
     An engine proposes k and a few more candidates by a matrix product over centred rows. Their
     distances are then measured again from the differences of the rows, and a bound on the
     product's rounding error proves that no row left out is nearer; a query for which it cannot be
-    proven is compared with the whole bank.
+    proven is searched again in float64, and at the last compared with the whole bank.
 
     Args:
         queries: Finite floats of shape (n, dim).
@@ -120,35 +122,28 @@ def nearest(
         )
     if metric == "cosine":
         queries, bank = unit_rows(queries), unit_rows(bank)
-    queries, bank, scale = _rescaled(queries, bank)
+    chosen: CandidateEngine
+    if _squares_fit_float32(queries, bank):
+        chosen = _engine(engine, queries, max_memory)
+    else:
+        chosen = TorchEngine(max_memory // 4)
+        queries, bank = queries.double(), bank.double()
 
-    count = min(len(bank), k + siblings + _SLACK)
-    centre = bank.mean(dim=0)
-    centred_queries, centred_bank = queries - centre, bank - centre
-    proposed, candidates = _engine(engine, queries, max_memory).candidates(
-        centred_queries, centred_bank, count
-    )
-    squared = _measure(queries, bank, candidates, max_memory)
-    if query_ids is not None and bank_ids is not None:
-        own = bank_ids.to(queries.device)[candidates] == query_ids.to(queries.device)[:, None]
-        squared = squared.masked_fill(own, torch.inf)
-    squared, order = squared.sort(dim=1, stable=True)
-    squared, indices = squared[:, :k], candidates.gather(1, order)[:, :k]
-
-    if count < len(bank):
-        error = _product_error(centred_queries, centred_bank)
-        # A distance of zero cannot be undercut, however uncertain the rows left out are.
-        worst = squared[:, -1]
-        unproven = (worst > proposed[:, -1] - error) & (worst > 0)
-        for row in unproven.nonzero()[:, 0].tolist():  # The GPU waits here, once a call.
-            found = _brute_force(queries[row], bank, k, row, query_ids, bank_ids, max_memory)
-            squared[row], indices[row] = found
+    squared, indices = Search(
+        queries,
+        bank,
+        None if query_ids is None else query_ids.to(queries.device),
+        None if bank_ids is None else bank_ids.to(queries.device),
+        k=k,
+        count=min(len(bank), k + siblings + _SLACK),
+        max_memory=max_memory,
+    ).run(chosen)
     if bool(torch.isinf(squared).any()):
         raise NotEnoughReferenceError(
             f"nearest was asked for k={k} neighbours, but a query has fewer rows in the bank of "
             f"{len(bank)} that do not carry its own id; add rows or lower k."
         )
-    return Neighbors(squared.sqrt() * scale, indices)
+    return Neighbors(squared.sqrt().float(), indices)
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -161,19 +156,15 @@ def unit_rows(rows: Tensor) -> Tensor:
     return unit
 
 
-def _rescaled(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Bring rows whose squares would overflow or vanish in float32 into range, without rounding."""
+def _squares_fit_float32(queries: Tensor, bank: Tensor) -> bool:
+    """Whether squared distances neither overflow nor vanish in float32; False asks for float64."""
     largest = float(torch.maximum(queries.abs().amax(), bank.abs().amax()))
-    if not torch.isfinite(torch.tensor(largest)):
+    if not math.isfinite(largest):
         raise EmbeddingShapeError(
             "nearest expects finite rows, got NaN or infinity; drop those rows first "
             "(raremix.inputs.finite_rows finds the others)."
         )
-    if largest == 0 or 1e-12 < largest < 1e15:
-        return queries, bank, 1.0
-    # A power of two only moves the exponent.
-    scale = 2.0 ** float(torch.tensor(largest).log2().round())
-    return queries / scale, bank / scale, scale
+    return largest == 0 or 1e-10 < largest < 1e15
 
 
 def _engine(
@@ -195,47 +186,3 @@ def _engine(
         else:
             return FaissEngine()
     return TorchEngine(max_memory // 4)
-
-
-def _measure(queries: Tensor, bank: Tensor, candidates: Tensor, max_memory: int) -> Tensor:
-    """Squared distances (n, count) from the differences of the rows themselves."""
-    count, dim = candidates.shape[1], bank.shape[1]
-    step = max(1, max_memory // (16 * count * dim))
-    squared = queries.new_empty(candidates.shape)
-    for start in range(0, len(queries), step):
-        stop = start + step
-        difference = bank[candidates[start:stop]] - queries[start:stop, None, :]
-        squared[start:stop] = difference.square_().sum(dim=2)
-    return squared
-
-
-def _product_error(queries: Tensor, bank: Tensor) -> Tensor:
-    """(n,) bound on the error of |q|^2 - 2 q.b + |b|^2 in float32, for every row of the bank.
-
-    A float32 dot product of dim terms is off by at most dim * u * |q| * |b|, u = 2^-24 (Higham,
-    Accuracy and Stability of Numerical Algorithms, section 3.1); the three terms together by less
-    than (dim + 4) * u * (|q| + |b|)^2.
-    """
-    longest = bank.norm(dim=1).amax()
-    error: Tensor = (bank.shape[1] + 4) * 2.0**-24 * (queries.norm(dim=1) + longest).square()
-    return error
-
-
-def _brute_force(
-    query: Tensor,
-    bank: Tensor,
-    k: int,
-    row: int,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    max_memory: int,
-) -> tuple[Tensor, Tensor]:
-    step = max(1, max_memory // (8 * bank.shape[1]))
-    parts = [
-        (bank[start : start + step] - query).square_().sum(dim=1)
-        for start in range(0, len(bank), step)
-    ]
-    squared = torch.cat(parts)
-    if query_ids is not None and bank_ids is not None:
-        squared = squared.masked_fill((bank_ids == query_ids[row]).to(squared.device), torch.inf)
-    return squared.topk(k, largest=False)

@@ -1,0 +1,126 @@
+"""Arguments that several commands share, and the types that check them."""
+
+import argparse
+from typing import Any
+
+__all__ = [
+    "add_command",
+    "add_output_options",
+    "add_scoring_options",
+    "count",
+    "count_or_share",
+    "numbers",
+    "share",
+    "shares",
+    "whole",
+]
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    *,
+    summary: str,
+    description: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a command with its example; the caller adds the arguments."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """``--json`` and ``--quiet``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no text")
+    parser.add_argument("--quiet", action="store_true", help="print no text and no notes")
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """What to score, against what, and how."""
+    parser.add_argument(
+        "embeddings",
+        metavar="EMBEDDINGS",
+        help=".npy, .npz or .pt with a matrix of one row per image; FILE:MEMBER names an array",
+    )
+    parser.add_argument("--member", help="the array of a .npz, or tensor of a .pt, to score")
+    parser.add_argument("--scorer", choices=("knn", "mean"), default="knn")
+    parser.add_argument(
+        "--k",
+        type=count_or_share,
+        default=10,
+        help="which neighbour's distance is the score: a count, or a share of the rows "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
+    parser.add_argument("--engine", choices=("auto", "torch", "faiss"), default="auto")
+    parser.add_argument(
+        "--rate",
+        type=share,
+        default=0.05,
+        help="share of the rows to call rare (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="score against these embeddings instead of the other rows of EMBEDDINGS",
+    )
+    parser.add_argument(
+        "--ids", metavar="FILE", help="one id per row; rows with one id are never neighbours"
+    )
+    parser.add_argument("--paths", metavar="FILE", help="text file with one image path per row")
+    parser.add_argument(
+        "--labels", metavar="FILE[:MEMBER]", help="one label per row, shown and never scored"
+    )
+
+
+def share(text: str) -> float:
+    """A number in (0, 1)."""
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return int(text)
+
+
+def count_or_share(text: str) -> Any:
+    """A whole number of at least 1, or a number in (0, 1)."""
+    return count(text) if text.isdigit() else share(text)
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas."""
+    return [_number(part) for part in text.split(",")]
+
+
+def shares(text: str) -> list[float]:
+    """Numbers in (0, 1), separated by commas."""
+    return [share(part) for part in text.split(",")]
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return value

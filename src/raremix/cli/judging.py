@@ -1,0 +1,111 @@
+"""Reads scores and the labels that say what is rare, in the forms people keep them."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raremix.cli.scoring import LABEL_NAMES, class_names
+from raremix.data.arrays import Array, list_members
+from raremix.data.kinds import split_member
+from raremix.data.vectors import read_lines, read_vector
+from raremix.errors import FileFormatError, LabelError
+from raremix.evaluation import rarest_classes
+
+__all__ = ["Truth", "read_scores", "read_truth"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is rare, and why.
+
+    Attributes:
+        is_rare: (n,) bool.
+        classes: (n,) class labels, or None.
+        class_names: Name of each class.
+        definition: What makes a sample rare, in words.
+    """
+
+    is_rare: Array
+    classes: Array | None
+    class_names: dict[Any, str]
+    definition: str
+
+
+def read_scores(text: str) -> Array:
+    """Read one score per row from FILE or FILE:MEMBER."""
+    name, member = split_member(text)
+    if Path(name).suffix.lower() == ".csv" and read_lines(name)[0].startswith("rank,"):
+        raise FileFormatError(
+            f"{name} lists the rarest rows in order of rarity, not one score per row; pass the "
+            ".scores.npy that was written beside it."
+        )
+    scores = read_vector(name, member, names=("score", "scores"))
+    if scores.dtype.kind not in "fiu":
+        raise FileFormatError(
+            f"{text} holds {scores.dtype} values where scores are expected; name the array or "
+            "column of the scores, as in FILE:MEMBER."
+        )
+    return scores.astype(np.float64)
+
+
+def read_truth(arguments: argparse.Namespace) -> Truth:
+    """Read the labels and settle which samples are rare."""
+    name, member = split_member(arguments.labels)
+    by_class = arguments.rare_classes is not None or arguments.rare_share is not None
+    flags: Array | None = None
+    classes: Array | None = None
+    present = [found.name for found in list_members(name, caller="raremix evaluate")]
+    if member is None and len(present) > 1:
+        if "is_rare" in present:
+            flags = read_vector(name, "is_rare")
+        named = next((label for label in LABEL_NAMES if label in present), None)
+        if named is not None:
+            classes = read_vector(name, named)
+    if flags is None and classes is None:
+        values = read_vector(name, member, names=("is_rare", *LABEL_NAMES))
+        if values.dtype == np.bool_ and not by_class:
+            flags = values
+        else:
+            classes = values
+    names = class_names(name)
+    if by_class:
+        if classes is None:
+            raise LabelError(
+                f"--rare-classes and --rare-share need class labels, and {arguments.labels} holds "
+                "flags only; name the class labels, as in FILE:MEMBER."
+            )
+        if arguments.rare_classes is not None:
+            rare = _named_classes(arguments.rare_classes, classes, names, arguments.labels)
+        else:
+            rare = rarest_classes(classes, arguments.rare_share)
+        words = ", ".join(names.get(label, str(label)) for label in rare)
+        return Truth(np.isin(classes, rare), classes, names, f"of class {words}")
+    if flags is None:
+        assert classes is not None
+        if not np.isin(classes, (0, 1)).all():
+            raise LabelError(
+                f"{arguments.labels} holds classes and does not say which are rare; add "
+                "--rare-classes 5,6,7 or --rare-share 0.1."
+            )
+        return Truth(classes.astype(np.bool_), None, {}, f"1 in {arguments.labels}")
+    if not np.isin(flags, (0, 1)).all():
+        raise LabelError(f"is_rare in {name} holds other values than true and false.")
+    return Truth(flags.astype(np.bool_), classes, names, f"is_rare in {name}")
+
+
+def _named_classes(
+    wanted: list[str], classes: Array, names: dict[Any, str], where: str
+) -> list[Any]:
+    """Turn what was typed, labels or class names, into labels that occur."""
+    known = {str(label): label for label in np.unique(classes).tolist()}
+    known.update({names[label]: label for label in list(known.values()) if label in names})
+    missing = [text for text in wanted if text not in known]
+    if missing:
+        raise LabelError(
+            f"--rare-classes names {', '.join(missing)}, and {where} has no sample of it; its "
+            f"classes are {', '.join(known)}."
+        )
+    return [known[text] for text in wanted]

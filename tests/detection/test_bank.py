@@ -1,0 +1,222 @@
+"""Tests of the reference bank against plain Python containers."""
+
+import io
+from collections import OrderedDict, deque
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raremix.detection import ReferenceBank
+from raremix.errors import OptionError, StateMismatchError
+
+# A row says which it is: the number of the row in the whole stream.
+Keyed = list[tuple[int, list[int]]]
+
+
+def rows_of(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)[:, None].repeat(1, 2)
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def resumed(bank: ReferenceBank) -> ReferenceBank:
+    fresh = ReferenceBank(bank.capacity)
+    fresh.load_state_dict(through_a_file(bank.state_dict()))
+    return fresh
+
+
+class KeyedModel:
+    """What the bank should hold: rows by id, the sample not seen for longest first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.limit = capacity
+        self.held: OrderedDict[int, list[int]] = OrderedDict()
+
+    def fill(self, numbers: list[int], ids: list[int], capacity: int) -> None:
+        self.held.clear()
+        self.limit = max(capacity, len(ids))
+        for number, own in zip(numbers, ids, strict=True):
+            self.held.setdefault(own, []).append(number)
+
+    def add(self, numbers: list[int], ids: list[int]) -> None:
+        numbers, ids = numbers[-self.limit :], ids[-self.limit :]
+        for own in set(ids):
+            self.held.pop(own, None)
+        while sum(map(len, self.held.values())) + len(ids) > self.limit:
+            self.held.popitem(last=False)
+        for number, own in zip(numbers, ids, strict=True):
+            self.held.setdefault(own, []).append(number)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        return sorted((own, number) for own, held in self.held.items() for number in held)
+
+
+def pairs_of(bank: ReferenceBank) -> list[tuple[int, int]]:
+    if len(bank) == 0:
+        return []
+    assert bank.ids is not None
+    assert torch.equal(bank.rows[:, 0], bank.rows[:, 1])
+    numbers = [int(number) for number in bank.rows[:, 0].tolist()]
+    return sorted(zip(bank.ids.tolist(), numbers, strict=True))
+
+
+@given(
+    capacity=st.integers(1, 12),
+    filled=st.none() | st.lists(st.integers(0, 9), min_size=1, max_size=16),
+    batches=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=15), max_size=12),
+    resume_at=st.integers(0, 12),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_bank_with_ids_holds_what_an_ordered_dict_would(
+    capacity: int, filled: list[int] | None, batches: list[list[int]], resume_at: int
+) -> None:
+    bank, model, number = ReferenceBank(capacity), KeyedModel(capacity), 0
+    if filled is not None:
+        bank.fill(rows_of(list(range(len(filled)))), torch.tensor(filled))
+        model.fill(list(range(len(filled))), filled, capacity)
+        number = len(filled)
+    for step, ids in enumerate(batches):
+        if step == resume_at:
+            bank = resumed(bank)
+        numbers = list(range(number, number + len(ids)))
+        number += len(ids)
+        bank.add(rows_of(numbers), torch.tensor(ids))
+        model.add(numbers, ids)
+        assert pairs_of(bank) == model.pairs()
+        saved = resumed(bank).ids
+        assert saved is not None
+        assert list(dict.fromkeys(saved.tolist())) == list(model.held)  # oldest first
+
+
+@given(
+    capacity=st.integers(1, 12),
+    filled=st.none() | st.integers(1, 16),
+    sizes=st.lists(st.integers(1, 15), max_size=12),
+    resume_at=st.integers(0, 12),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_bank_without_ids_is_a_queue(
+    capacity: int, filled: int | None, sizes: list[int], resume_at: int
+) -> None:
+    bank, number = ReferenceBank(capacity), 0
+    model: deque[int] = deque(maxlen=capacity)
+    if filled is not None:
+        bank.fill(rows_of(list(range(filled))), None)
+        model = deque(range(filled), maxlen=max(capacity, filled))
+        number = filled
+    for step, size in enumerate(sizes):
+        if step == resume_at:
+            bank = resumed(bank)
+        numbers = list(range(number, number + size))
+        number += size
+        bank.add(rows_of(numbers), None)
+        model.extend(numbers)
+        assert sorted(bank.rows[:, 0].tolist()) == sorted(model)
+        assert bank.state_dict()["rows"][:, 0].tolist() == list(model)
+        assert bank.ids is None
+
+
+def test_many_rows_are_kept_while_the_bank_grows() -> None:
+    bank = ReferenceBank(5000)
+    for start in range(0, 5000, 100):
+        numbers = list(range(start, start + 100))
+        bank.add(rows_of(numbers), torch.tensor(numbers))
+    assert pairs_of(bank) == [(number, number) for number in range(5000)]
+
+
+def test_a_fill_above_capacity_is_kept_whole_and_stays_the_limit() -> None:
+    bank = ReferenceBank(3)
+    bank.fill(rows_of(list(range(10))), None)
+    bank.add(rows_of([10, 11]), None)
+    assert sorted(bank.rows[:, 0].tolist()) == list(range(2, 12))
+
+
+def test_what_was_given_may_change_without_changing_the_bank() -> None:
+    rows, ids = rows_of([0, 1, 2]), torch.arange(3)
+    filled, added = ReferenceBank(9), ReferenceBank(9)
+    filled.fill(rows, ids)
+    added.add(rows, ids)
+    rows.zero_()
+    ids.zero_()
+    assert pairs_of(filled) == pairs_of(added) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_saved_state_is_a_copy() -> None:
+    bank = ReferenceBank(9)
+    bank.add(rows_of([0, 1, 2]), torch.arange(3))
+    state = bank.state_dict()
+    bank.add(rows_of([7]), torch.tensor([1]))
+    assert state["rows"][:, 0].tolist() == [0.0, 1.0, 2.0]
+    other = ReferenceBank(9)
+    other.load_state_dict(state)
+    state["rows"].zero_()
+    assert pairs_of(other) == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_an_empty_bank_survives_a_file() -> None:
+    bank = resumed(ReferenceBank(4))
+    assert (len(bank), bank.dim, bank.ids) == (0, None, None)
+    bank.add(rows_of([5]), None)
+    assert bank.rows[:, 0].tolist() == [5.0]
+
+
+@pytest.mark.parametrize(("first", "second"), [("with", "without"), ("without", "with")])
+def test_rows_with_and_without_ids_do_not_mix(first: str, second: str) -> None:
+    bank = ReferenceBank(4)
+    bank.add(rows_of([0, 1]), torch.arange(2) if first == "with" else None)
+    with pytest.raises(OptionError, match=f"{second} ids, but its 2 rows were added {first} ids"):
+        bank.add(rows_of([2]), torch.arange(1) if second == "with" else None)
+
+
+def test_a_capacity_below_one_is_refused() -> None:
+    with pytest.raises(OptionError, match="capacity of at least 1, got 0"):
+        ReferenceBank(0)
+
+
+def test_another_capacity_is_refused_by_name() -> None:
+    with pytest.raises(StateMismatchError, match="capacity was 4, is 5"):
+        ReferenceBank(5).load_state_dict(ReferenceBank(4).state_dict())
+
+
+@pytest.mark.parametrize("ids", [None, torch.arange(4)])
+def test_a_bank_made_in_inference_mode_learns_outside_it(ids: Tensor | None) -> None:
+    with torch.inference_mode():
+        filled, loaded = ReferenceBank(4), ReferenceBank(4)
+        filled.fill(rows_of([0, 1, 2, 3]), ids)
+        loaded.load_state_dict(filled.state_dict())
+    for bank in (filled, loaded):
+        bank.add(rows_of([9]), None if ids is None else torch.tensor([9]))
+        assert sorted(bank.rows[:, 0].tolist()) == [1.0, 2.0, 3.0, 9.0]
+
+
+def test_the_default_device_is_not_used() -> None:
+    keyed, queue = ReferenceBank(4), ReferenceBank(4)
+    with torch.device("meta"):
+        for start in range(0, 12, 3):
+            rows = torch.full((3, 2), float(start), device="cpu")
+            ids = torch.arange(start, start + 3, device="cpu")
+            keyed.add(rows, ids)
+            queue.add(rows, None)
+        states = [bank.state_dict()["rows"] for bank in (keyed, queue)]
+    assert [rows[:, 0].tolist() for rows in states] == [[6.0, 9.0, 9.0, 9.0]] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("ids", [None, torch.arange(4)])
+def test_a_bank_loaded_on_the_cpu_follows_its_rows_to_the_gpu(ids: Tensor | None) -> None:
+    bank = ReferenceBank(4)
+    bank.fill(rows_of([0, 1, 2, 3]), ids)
+    bank.add(rows_of([9]).cuda(), None if ids is None else torch.tensor([9]))
+    assert bank.rows.is_cuda
+    assert sorted(bank.rows[:, 0].tolist()) == [1.0, 2.0, 3.0, 9.0]

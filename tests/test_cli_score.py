@@ -1,0 +1,210 @@
+"""``raremix score``: files, numbers and what is printed."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raremix import FlagRate, KNNDistance, MeanDistance, OODDetector
+from raremix.cli import main
+
+
+@pytest.fixture
+def rows() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def file(tmp_path: Path, rows: np.ndarray[Any, Any]) -> Path:
+    np.save(tmp_path / "rows.npy", rows)
+    return tmp_path / "rows.npy"
+
+
+def _run(*words: Any) -> None:
+    assert main(["score", *map(str, words)]) == 0
+
+
+def _listed(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
+    for options, scorer in (
+        ([], KNNDistance(k=10)),
+        (["--k", "0.05", "--metric", "cosine"], KNNDistance(k=0.05, metric="cosine")),
+        (["--scorer", "mean"], MeanDistance()),
+    ):
+        _run(file, "--out", file.parent, *options)
+        expected = OODDetector(scorer, FlagRate(0.05)).fit(rows)
+        written = np.load(file.parent / "rows.scores.npy")
+        assert written.dtype == np.float32
+        assert np.array_equal(written, expected.scores.numpy())
+
+
+def test_the_list_begins_with_the_rarest(file: Path) -> None:
+    _run(file, "--out", file.parent, "--top", 10, "--rate", 0.1)
+    scores = np.load(file.parent / "rows.scores.npy")
+    listed = _listed(file.parent / "rows.rarest.csv")
+    assert list(listed[0]) == ["rank", "id", "score", "percentile", "is_rare"]
+    assert [int(row["id"]) for row in listed] == np.argsort(-scores)[:10].tolist()
+    assert [int(row["rank"]) for row in listed] == list(range(1, 11))
+    assert [row["is_rare"] for row in listed] == ["true"] * 8 + ["false"] * 2
+    assert float(listed[0]["percentile"]) == pytest.approx(100 * 79 / 80)
+    assert np.float32(listed[0]["score"]) == scores.max()
+
+
+def test_a_list_longer_than_the_rows_holds_them_all(file: Path) -> None:
+    _run(file, "--out", file.parent, "--top", 1000)
+    assert len(_listed(file.parent / "rows.rarest.csv")) == 80
+
+
+def test_ids_paths_and_labels_stand_beside_the_scores(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "ids.txt").write_text("".join(f"img{n}\n" for n in range(80)))
+    (tmp_path / "paths.txt").write_text("".join(f"a b/{n},.jpg\n" for n in range(80)))
+    np.savez(tmp_path / "all.npz", label=np.zeros(80, np.int64), class_names=np.array(["car"]))
+    _run(
+        *(file, "--out", tmp_path, "--ids", tmp_path / "ids.txt"),
+        *("--paths", tmp_path / "paths.txt", "--labels", tmp_path / "all.npz:label"),
+    )
+    best = _listed(tmp_path / "rows.rarest.csv")[0]
+    row = int(np.load(tmp_path / "rows.scores.npy").argmax())
+    assert (best["id"], best["path"], best["label"]) == (f"img{row}", f"a b/{row},.jpg", "car")
+
+
+def test_the_paths_that_embed_wrote_are_found(tmp_path: Path, file: Path, capsys: Any) -> None:
+    (tmp_path / "rows.paths.txt").write_text("".join(f"{n}.jpg\n" for n in range(80)))
+    _run(file, "--out", tmp_path)
+    assert "path" in _listed(tmp_path / "rows.rarest.csv")[0]
+    (tmp_path / "rows.paths.txt").write_text("one.jpg\n")
+    _run(file, "--out", tmp_path)
+    assert "path" not in _listed(tmp_path / "rows.rarest.csv")[0]
+    assert "has 1 lines for 80 rows and is not used" in capsys.readouterr().err
+
+
+def test_siblings_are_never_neighbours(tmp_path: Path, rows: Any) -> None:
+    # Each row twice: without ids the twin hides its rarity.
+    np.save(tmp_path / "twice.npy", np.repeat(rows, 2, axis=0))
+    (tmp_path / "ids.txt").write_text("".join(f"{n // 2}\n" for n in range(160)))
+    _run(tmp_path / "twice.npy", "--out", tmp_path, "--k", 1)
+    assert np.load(tmp_path / "twice.scores.npy").max() == 0
+    _run(tmp_path / "twice.npy", "--out", tmp_path, "--k", 1, "--ids", tmp_path / "ids.txt")
+    assert np.load(tmp_path / "twice.scores.npy").min() > 0
+
+
+def test_a_reference_is_what_rows_are_compared_with(tmp_path: Path, file: Path, rows: Any) -> None:
+    reference = np.random.default_rng(1).normal(size=(50, 5)).astype(np.float32)
+    np.savez(tmp_path / "ref.npz", embedding=reference, other=np.zeros((2, 2)))
+    _run(file, "--out", tmp_path, "--k", 3, "--reference", tmp_path / "ref.npz:embedding")
+    distances = torch.cdist(torch.from_numpy(rows).double(), torch.from_numpy(reference).double())
+    expected = distances.sort(dim=1).values[:, 2].numpy()
+    assert np.load(tmp_path / "rows.scores.npy") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_set_that_is_its_own_reference_counts_itself(tmp_path: Path, file: Path) -> None:
+    _run(file, "--out", tmp_path, "--k", 1, "--reference", file)
+    assert np.load(tmp_path / "rows.scores.npy").max() == 0
+
+
+def test_rows_with_nan_are_left_out_and_reported(tmp_path: Path, rows: Any, capsys: Any) -> None:
+    rows[7, 2] = np.nan
+    rows[9] = np.inf
+    np.save(tmp_path / "holes.npy", rows)
+    _run(tmp_path / "holes.npy", "--out", tmp_path)
+    out, err = capsys.readouterr()
+    assert np.flatnonzero(np.isnan(np.load(tmp_path / "holes.scores.npy"))).tolist() == [7, 9]
+    assert "left out  2 rows with NaN or infinity: 7, 9" in out
+    assert "raremix: warning: " in err
+    assert len(_listed(tmp_path / "holes.rarest.csv")) == 78
+
+
+@pytest.mark.parametrize("options", [[], ["--reference", "{file}"]])
+def test_rows_that_are_all_nan_are_an_error(options: list[str], file: Path, capsys: Any) -> None:
+    np.save(file.parent / "nan.npy", np.full((30, 5), np.nan))
+    words = [option.format(file=file) for option in options]
+    assert main(["score", f"{file.parent}/nan.npy", "--out", str(file.parent), *words]) == 1
+    assert "every one of the 30 rows" in capsys.readouterr().err
+
+
+def test_the_text_says_what_ran_and_what_was_written(file: Path, capsys: Any) -> None:
+    _run(file, "--out", file.parent, "--engine", "torch", "--rate", 0.1)
+    out = capsys.readouterr().out
+    assert "80 rows, 5 wide" in out
+    assert "k-NN, k=10, euclidean, engine torch, exact; against the other rows" in out
+    assert "rare      8 of 80 (10.00 %) above" in out
+    for word in ("p50", "p90", "p99", "p99.9", "rows.scores.npy", "rows.rarest.csv"):
+        assert word in out
+
+
+def test_json_is_one_object_and_quiet_is_silent(file: Path, capsys: Any) -> None:
+    _run(file, "--out", file.parent, "--json", "--top", 3)
+    out, _ = capsys.readouterr()
+    found = json.loads(out)
+    scores = np.load(file.parent / "rows.scores.npy")
+    assert found["flagged"] == 4
+    assert len(found["rarest"]) == 3
+    assert found["percentiles"]["p50"] == pytest.approx(float(np.median(scores)))
+    assert (scores > found["threshold"]).sum() == 4
+    _run(file, "--out", file.parent, "--quiet")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_html_writes_the_report_of_the_same_scores(tmp_path: Path, file: Path) -> None:
+    images = np.zeros((80, 6, 6, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    page = tmp_path / "r.html"
+    _run(file, "--out", tmp_path, "--html", page, "--images", tmp_path / "images.npz", "--top", 5)
+    text = page.read_text()
+    assert text.count('class="card"') == 5
+    assert f"{np.load(tmp_path / 'rows.scores.npy').max():.4g}" in text
+
+
+def test_the_folder_is_made_and_older_files_are_replaced(file: Path) -> None:
+    out = file.parent / "deep" / "er"
+    _run(file, "--out", out)
+    (out / "rows.scores.npy").write_bytes(b"old")
+    (out / "mine.txt").write_text("keep")
+    _run(file, "--out", out)
+    assert len(np.load(out / "rows.scores.npy")) == 80
+    assert sorted(f.name for f in out.iterdir()) == [
+        "mine.txt",
+        "rows.rarest.csv",
+        "rows.scores.npy",
+    ]
+
+
+def test_a_member_can_be_named_in_two_ways_but_once(tmp_path: Path, rows: Any, capsys: Any) -> None:
+    np.savez(tmp_path / "two.npz", a=rows, b=2 * rows)
+    _run(f"{tmp_path}/two.npz:b", "--out", tmp_path)
+    first = np.load(tmp_path / "two.scores.npy")
+    _run(f"{tmp_path}/two.npz", "--member", "b", "--out", tmp_path)
+    assert np.array_equal(first, np.load(tmp_path / "two.scores.npy"))
+    assert main(["score", f"{tmp_path}/two.npz:b", "--member", "a"]) == 1
+    assert "got a member twice" in capsys.readouterr().err
+
+
+REAL = {
+    "camvid_crops": (0.705, 0.181),
+    "cifar10_lt_embeddings": (0.683, 0.229),
+    "cifar10_lt_ssl_embeddings": (0.529, 0.072),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_embeddings_are_scored_as_well_as_measured_before(
+    name: str, shared_data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    source = shared_data / f"{name}.npz"
+    _run(f"{source}:embedding", "--labels", source, "--out", tmp_path, "--quiet")
+    scores = str(tmp_path / f"{name}.scores.npy")
+    assert main(["evaluate", scores, "--labels", str(source), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["evaluations"]
+    area, precision = REAL[name]
+    assert found["auroc"] == pytest.approx(area, abs=0.002)
+    assert found["average_precision"] == pytest.approx(precision, abs=0.002)
+    assert found["auroc_interval"]["low"] < area < found["auroc_interval"]["high"]
