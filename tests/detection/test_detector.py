@@ -121,7 +121,7 @@ def test_parts_that_are_none_are_refused() -> None:
         OODDetector(0.95)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(OptionError, match=r"a threshold such as FlagRate\(0\.05\), got 0\.95"):
         OODDetector(threshold=0.95)  # type: ignore[arg-type]  # on purpose
-    with pytest.raises(OptionError, match="a scorer such as .* got <class"):
+    with pytest.raises(OptionError, match=r"a scorer such as .* got <class"):
         OODDetector(KNNDistance)  # type: ignore[arg-type]  # the brackets were forgotten
 
 
@@ -337,7 +337,7 @@ def test_a_memory_mapped_file_is_read_and_left_as_it_is(tmp_path: Path) -> None:
     content = (tmp_path / "rows.npy").read_bytes()
     for mode in ("r", "r+"):
         detector = small()
-        rows = np.load(tmp_path / "rows.npy", mmap_mode=mode)  # type: ignore[arg-type]
+        rows = np.load(tmp_path / "rows.npy", mmap_mode=mode)
         assert torch.equal(detector.fit(rows).scores, small().fit(normal(40)).scores)
         detector.observe(rows)
     assert (tmp_path / "rows.npy").read_bytes() == content
@@ -372,7 +372,8 @@ class Length:
         return self.score(embeddings)
 
     def score(self, embeddings: Tensor, ids: Tensor | None = None) -> Tensor:
-        return embeddings.double().norm(dim=1)
+        lengths: Tensor = embeddings.double().norm(dim=1)
+        return lengths
 
     def update(self, embeddings: Tensor, ids: Tensor | None = None) -> None:
         pass
@@ -459,7 +460,7 @@ def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Foreign()))
     (tmp_path / "text.txt").write_text("not a state", encoding="utf-8")
     for path in tmp_path.iterdir():
-        with pytest.raises(FileFormatError, match="OODDetector.load expects a file"):
+        with pytest.raises(FileFormatError, match=r"OODDetector\.load expects a file"):
             small().load(path)
 
 
@@ -484,7 +485,7 @@ def test_another_state_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     for state in (torch.zeros(3), {"weights": torch.zeros(3)}):
         torch.save(state, tmp_path / "other.pt")
         with pytest.raises(
-            StateMismatchError, match="expects what OODDetector.state_dict returned"
+            StateMismatchError, match=r"expects what OODDetector\.state_dict returned"
         ):
             detector.load(tmp_path / "other.pt")
 

@@ -160,7 +160,7 @@ def test_the_level_stays_near_the_budget(rate: float, lowest: float, highest: fl
 
 
 def test_a_long_fit_is_forgotten_evenly() -> None:
-    rule = FlagRate(0.1, window=1000, gain=0.0)
+    rule = FlagRate(0.1, window=1000, warmup_scores=500, gain=0.0)
     rule.fit(gamma(50_000))
     before = rule.value
     step(rule, gamma(500, 1))  # half of the window, of the same distribution

@@ -166,6 +166,17 @@ def test_admit_does_not_change_what_a_draw_has_relied_on() -> None:
     assert buffer.view(0) == [1, 2]
 
 
+def test_older_feedback_after_admit_never_shows_more_than_the_capacity() -> None:
+    buffer = RareMemoryBuffer(1)
+    buffer.keep_history(5)
+    buffer.add(rows(0, [1]), flags(1))
+    for step in range(1, 4):
+        buffer.advance(step)
+    buffer.admit(BufferEntries(torch.tensor([2]), torch.ones(1), None))
+    buffer.add(rows(2, [3]), flags(1))
+    assert [buffer.view(step) for step in range(4)] == [[1], [1], [1], [3]]
+
+
 def test_ids_alone_may_fill_the_buffer_before_and_after_a_sampler_is_attached() -> None:
     buffer = RareMemoryBuffer(8)
     for key in range(3):
@@ -436,8 +447,6 @@ def test_a_loader_worker_may_not_change_the_buffer() -> None:
 
 def test_a_worker_that_is_sent_the_buffer_says_so() -> None:
     buffer = RareMemoryBuffer(4)
-    loader = DataLoader(
-        AddsInTheWorker(buffer), num_workers=1, multiprocessing_context="spawn"
-    )
+    loader = DataLoader(AddsInTheWorker(buffer), num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(BufferProcessError, match="keep the buffer out of datasets"):
         list(loader)

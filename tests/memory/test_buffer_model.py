@@ -108,11 +108,13 @@ class BufferAgainstModel(RuleBasedStateMachine):
             torch.tensor([row[1] for row in rows], dtype=torch.float32),
             torch.tensor([row[2] for row in rows], dtype=torch.bool),
         )
-        before = self.admissions
+        before, held_before = self.admissions, set(self.held)
         admitted = self.buffer.add(batch, flags, crops=crops)
         self.heard = self.step
         for row, (key, score, is_rare, is_replay) in enumerate(rows):
             finite = abs(score) < float("inf")
+            if key not in held_before and not is_rare and not is_replay:
+                continue  # also where the same batch has just admitted another row of this id
             if key in self.held:
                 self.uses[key] += is_replay
                 self.scores[key] = score if finite else self.scores[key]

@@ -190,7 +190,8 @@ def test_a_batch_sampler_that_the_user_built_is_mixed_like_the_loaders_own(drop_
 
 
 def test_a_base_that_yields_single_ids_without_batch_size_is_refused() -> None:
-    for base in (NUMBERS, SequentialSampler(NUMBERS), DistributedSampler(NUMBERS, 2, 0)):
+    bases: list[object] = [NUMBERS, SequentialSampler(NUMBERS), DistributedSampler(NUMBERS, 2, 0)]
+    for base in bases:
         with pytest.raises(OptionError, match="pass the batch_size of the DataLoader"):
             BufferedMixSampler(base, cold())
     mix = BufferedMixSampler(Backwards(), cold())

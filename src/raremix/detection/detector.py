@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from raremix import distributed
+from raremix.detection.history import ScoreHistory
 from raremix.detection.scorers import KNNDistance
 from raremix.detection.thresholds import FlagRate
 from raremix.errors import (
@@ -67,6 +68,9 @@ class OODDetector:
     Args:
         scorer: Says how rare; ``KNNDistance()`` if not given.
         threshold: Says from where on it counts as rare; ``FlagRate(0.05)`` if not given.
+        smoothing: Weight in [0, 1) of a sample's earlier scores in what ``observe`` says of it,
+            where ids are given; 0 judges every visit alone. In training, a visit shows one random
+            crop, and a single crop says little of the image. A history takes some 200 bytes an id.
 
     Example:
         >>> embeddings = torch.cat([torch.zeros(30, 2), torch.ones(1, 2)])
@@ -75,7 +79,13 @@ class OODDetector:
         tensor([30])
     """
 
-    def __init__(self, scorer: Scorer | None = None, threshold: Threshold | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer | None = None,
+        threshold: Threshold | None = None,
+        *,
+        smoothing: float = 0.9,
+    ) -> None:
         self.scorer: Scorer = KNNDistance() if scorer is None else scorer
         self.threshold: Threshold = FlagRate() if threshold is None else threshold
         for part, seam, made in (
@@ -84,9 +94,11 @@ class OODDetector:
         ):
             if not isinstance(part, seam) or isinstance(part, type):
                 raise OptionError(f"OODDetector expects {made}, got {part!r}.")
+        self._history = ScoreHistory(smoothing)
 
     def __repr__(self) -> str:
-        return f"OODDetector({self.scorer!r}, {self.threshold!r})"
+        smoothing = self._history.smoothing
+        return f"OODDetector({self.scorer!r}, {self.threshold!r}, smoothing={smoothing})"
 
     def fit(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Detection:
         """Forget everything, learn a whole set, and say which of its rows are rare.
@@ -116,6 +128,7 @@ class OODDetector:
         kept, kept_ids = _select(rows, own_ids, valid)
         kept_scores = self.scorer.fit(kept, kept_ids).float()
         self.threshold.fit(kept_scores)
+        self._history.clear()
         return self._judge(_spread(kept_scores, valid))
 
     def score(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Tensor:
@@ -161,7 +174,8 @@ class OODDetector:
                 learned at all, since mere repetition would make them look common.
 
         Returns:
-            Scores and flags of the batch. While too little has been seen, scores are NaN, the
+            Scores and flags of the batch; with ids, a score is the mean over the sample's visits
+            that ``smoothing`` describes. While too little has been seen, scores are NaN, the
             threshold is infinity, and nothing is rare.
 
         Raises:
@@ -176,28 +190,35 @@ class OODDetector:
                 scores = rows.new_full((len(rows),), torch.nan)
         else:
             scores = rows.new_full((len(rows),), torch.nan)
-        found = self._judge(scores)
+        found = self._judge(scores if own_ids is None else self._history.blend(scores, own_ids))
 
         # Score before update: against itself, every distance is zero.
-        self._learn(rows, own_ids, valid, replayed, found)
+        self._learn(rows, own_ids, valid, replayed, scores, found)
         return found
 
     def _learn(
-        self, rows: Tensor, ids: Tensor | None, valid: Tensor, replayed: Tensor, found: Detection
+        self,
+        rows: Tensor,
+        ids: Tensor | None,
+        valid: Tensor,
+        replayed: Tensor,
+        raw: Tensor,
+        found: Detection,
     ) -> None:
         rows, valid = distributed.gather_rows(rows), distributed.gather_rows(valid)
-        ids = None if ids is None else distributed.gather_rows(ids)
         replayed = distributed.gather_rows(replayed).to(valid.device)
         scores = distributed.gather_rows(found.scores)
         is_rare = distributed.gather_rows(found.is_rare)
+        if ids is not None:
+            ids = distributed.gather_rows(ids)
+            self._history.update(distributed.gather_rows(raw), ids)
 
-        # The scorer first: should it refuse the rows, the threshold has not moved either.
-        learned = valid if ids is not None else valid & ~replayed
-        if bool(learned.any()):
-            self.scorer.update(*_select(rows, ids, learned))
         judged = torch.isfinite(scores) & ~replayed
         if bool(judged.any()):
             self.threshold.update(scores[judged], is_rare[judged])
+        learned = valid if ids is not None else valid & ~replayed
+        if bool(learned.any()):
+            self.scorer.update(*_select(rows, ids, learned))
 
     def _enter(
         self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
@@ -229,6 +250,7 @@ class OODDetector:
         content: State = {
             "scorer": self.scorer.state_dict(),
             "threshold": self.threshold.state_dict(),
+            "history": self._history.state_dict(),
         }
         return sealed_state("OODDetector", 1, content)
 
@@ -238,9 +260,11 @@ class OODDetector:
         Raises:
             StateMismatchError: Naming what differs.
         """
-        content = open_state(state, kind="OODDetector", version=1, keys=("scorer", "threshold"))
+        keys = ("scorer", "threshold", "history")
+        content = open_state(state, kind="OODDetector", version=1, keys=keys)
         before = self.threshold.state_dict()
         self.threshold.load_state_dict(content["threshold"])
+        self._history.load_state_dict(content["history"])
         try:
             self.scorer.load_state_dict(content["scorer"])
         except Exception:

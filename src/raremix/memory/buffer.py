@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -253,6 +254,7 @@ class RareMemoryBuffer:
         crops: Tensor | None,
     ) -> int:
         admitted = 0
+        step = max(step, self._latest())  # entries are born and leave in order, as view relies on
         for row, (key, score) in enumerate(zip(keys, scores, strict=True)):
             held = self._living.get(key)
             if replayed[row]:
@@ -272,6 +274,11 @@ class RareMemoryBuffer:
                 self._make_room(step)
         self._forget()
         return admitted
+
+    def _latest(self) -> int:
+        """The last step in which an entry came or left, as far as that is remembered."""
+        born = next(reversed(self._living.values())).born if self._living else -1
+        return max(born, self._left[-1].died) if self._left else born
 
     def _make_room(self, step: int) -> None:
         while len(self._living) > self.capacity or (
@@ -351,7 +358,9 @@ class RareMemoryBuffer:
             )
         self._viewed = max(self._viewed, step)
         gone = [e.key for e in self._left if e.born <= step < e.died]
-        return gone + [e.key for e in self._living.values() if e.born <= step]
+        newest_first = reversed(self._living.values())
+        newer = sum(1 for _ in takewhile(lambda entry: entry.born > step, newest_first))
+        return gone + list(self._living)[: len(self._living) - newer]
 
     def draw(self, count: int, *, generator: torch.Generator | None = None) -> BufferEntries:
         """Draw entries at random, each at most once.

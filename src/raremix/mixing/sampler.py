@@ -334,21 +334,30 @@ class BufferedMixSampler(DistributedSampler[int]):
         ids = torch.tensor(fresh, dtype=torch.int64)
         is_replay = torch.zeros(len(fresh), dtype=torch.bool)
         rows = self._replay_rows(len(fresh))
-        known = self._base.known_ids()
-        taken = set(fresh)
-        rare = [
-            key
-            for key in (self.buffer.view(step) if rows else [])
-            if key not in taken and (known is None or 0 <= key < known)
-        ]
-        rows = min(rows, len(rare))
-        if rows:
+        held = self.buffer.view(step) if rows else []
+        if held:
             generator = seeded_generator(self.seed, self.rank, draw)
-            chosen = torch.randperm(len(rare), generator=generator)[:rows].tolist()
-            places = torch.randperm(len(fresh), generator=generator)[:rows]
-            ids[places] = torch.tensor([rare[index] for index in chosen])
+            rare = self._choose(held, rows, set(fresh), generator)
+            places = torch.randperm(len(fresh), generator=generator)[: len(rare)]
+            ids[places] = torch.tensor(rare, dtype=torch.int64)
             is_replay[places] = True
         return Batch(step=draw, ids=ids, is_replay=is_replay)
+
+    def _choose(
+        self, held: list[int], rows: int, taken: set[int], generator: torch.Generator
+    ) -> list[int]:
+        known = self._base.known_ids()
+        chosen: list[int] = []
+        order = torch.randperm(len(held), generator=generator)
+        # In pieces, since the first rows of a large buffer's order are nearly always enough.
+        for start in range(0, len(held), 256):
+            for index in order[start : start + 256].tolist():
+                key = held[index]
+                if key not in taken and (known is None or 0 <= key < known):
+                    chosen.append(key)
+                    if len(chosen) == rows:
+                        return chosen
+        return chosen
 
     def _replay_rows(self, width: int) -> int:
         if self.replay == 0:

@@ -158,7 +158,8 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 def _squares_fit_float32(queries: Tensor, bank: Tensor) -> bool:
     """Whether squared distances neither overflow nor vanish in float32; False asks for float64."""
-    largest = float(torch.maximum(queries.abs().amax(), bank.abs().amax()))
+    ends = torch.stack([*queries.aminmax(), *bank.aminmax()])
+    largest = float(ends.abs().amax())  # The GPU waits here, once a call.
     if not math.isfinite(largest):
         raise EmbeddingShapeError(
             "nearest expects finite rows, got NaN or infinity; drop those rows first "

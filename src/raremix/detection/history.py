@@ -1,0 +1,82 @@
+"""The scores each sample has had, averaged over its visits.
+
+One crop of an image is a noisy witness; ten of them are not. It knows ids and scores, no embeddings.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raremix.errors import OptionError
+from raremix.protocols import State
+from raremix.state import check_settings, open_state, sealed_state
+
+__all__ = ["ScoreHistory"]
+
+
+class ScoreHistory:
+    """A running mean of each id's scores, which forgets slowly.
+
+    It is the plain mean of the first visits, and from visit 1 / (1 - smoothing) on an exponential
+    mean with that weight for the past, so that a young history is not ruled by its first score.
+
+    Args:
+        smoothing: Weight of the past in [0, 1); 0 remembers nothing.
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        if not 0.0 <= smoothing < 1.0:
+            raise OptionError(f"ScoreHistory expects smoothing in [0, 1), got {smoothing}.")
+        self.smoothing = smoothing
+        self._means: dict[int, tuple[float, int]] = {}  # id to mean and visits
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    def blend(self, scores: Tensor, ids: Tensor) -> Tensor:
+        """The means as they will be with these (batch,) scores added; changes nothing.
+
+        NaN stays NaN.
+        """
+        if not self.smoothing:
+            return scores
+        pairs = zip(ids.tolist(), scores.tolist(), strict=True)
+        means = [self._with(key, score)[0] for key, score in pairs]
+        return torch.tensor(means, dtype=torch.float32).to(scores.device)
+
+    def update(self, scores: Tensor, ids: Tensor) -> None:
+        """Add (batch,) scores to the histories of their ids; NaN is passed over."""
+        if not self.smoothing:
+            return
+        for key, score in zip(ids.tolist(), scores.tolist(), strict=True):
+            if score == score:
+                self._means[key] = self._with(key, score)
+
+    def clear(self) -> None:
+        """Forget every score."""
+        self._means.clear()
+
+    def _with(self, key: int, score: float) -> tuple[float, int]:
+        mean, visits = self._means.get(key, (0.0, 0))
+        past = min(self.smoothing, visits / (visits + 1))
+        return past * mean + (1 - past) * score, visits + 1
+
+    def state_dict(self) -> State:
+        """The means and the number of visits of every id."""
+        content: State = {
+            "smoothing": self.smoothing,
+            "ids": torch.tensor(list(self._means), dtype=torch.int64),
+            "means": torch.tensor([m for m, _ in self._means.values()], dtype=torch.float64),
+            "visits": torch.tensor([n for _, n in self._means.values()], dtype=torch.int64),
+        }
+        return sealed_state("ScoreHistory", 1, content)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over saved means; smoothing must be what it was saved with."""
+        keys = ("smoothing", "ids", "means", "visits")
+        content = open_state(state, kind="ScoreHistory", version=1, keys=keys)
+        check_settings("ScoreHistory", content, {"smoothing": self.smoothing})
+        columns = (content[name].tolist() for name in ("ids", "means", "visits"))
+        self._means = {key: (mean, visits) for key, mean, visits in zip(*columns, strict=True)}

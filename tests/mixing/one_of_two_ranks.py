@@ -1,0 +1,77 @@
+"""One of two training processes, run by test_ranks.py: rank, init file, file for the results.
+
+A script, since a process that is started anew cannot import a test module.
+"""
+
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from raremix import BufferedMixSampler, BufferEntries, RareMemoryBuffer
+
+
+@dataclass(frozen=True)
+class Flags:
+    scores: Tensor
+    is_rare: Tensor
+
+
+def run(sampler_is_sharded: bool, rank: int) -> dict[str, object]:
+    """Train two epochs in which rank 0 alone finds rare rows, and in the first 3 steps nobody."""
+    data = TensorDataset(torch.arange(50))
+    buffer = RareMemoryBuffer(6)
+    base = DataLoader(
+        data,
+        batch_size=4,
+        shuffle=None if sampler_is_sharded else True,
+        sampler=DistributedSampler(data, seed=3) if sampler_is_sharded else None,
+    )
+    loader = BufferedMixSampler.wrap(base, buffer, replay=0.5, lag=2)
+    fresh, replayed, held = [], [], []
+    for _ in range(2):
+        for (ids,) in loader:
+            batch = loader.batch
+            assert ids.tolist() == batch.ids.tolist()
+            fresh.append(ids[~batch.is_replay].tolist())
+            replayed.append(ids[batch.is_replay].tolist())
+            is_rare = torch.full((len(ids),), rank == 0 and batch.step >= 3)
+            pixels = ids.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+            buffer.add(batch, Flags(ids.float(), is_rare), crops=pixels)
+            crops = buffer.entries.crops
+            if crops is not None:
+                assert crops[:, 0, 0, 0].tolist() == buffer.keys.tolist()
+            held.append(buffer.keys.tolist())
+    admitted = buffer.admit(BufferEntries(torch.tensor([100 + rank]), torch.ones(1), None))
+    return {
+        "fresh": fresh,
+        "replayed": replayed,
+        "held": held,
+        "admitted": admitted,
+        "last": buffer.keys.tolist(),
+        "state": repr(buffer.state_dict()),
+    }
+
+
+def main(rank: int, init_file: str, results: str) -> None:
+    """Run both kinds of base and save what was seen."""
+    mix = BufferedMixSampler(range(10), RareMemoryBuffer(2), batch_size=5)  # before the group
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{init_file}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    seen = {name: run(name == "sharded", rank) for name in ("shuffled", "sharded")}
+    seen["early"] = {"ids": [int(key) for key in sorted(mix)]}
+    torch.save(seen, results)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
