@@ -32,6 +32,12 @@ def test_neighbouring_parts_give_seeds_without_a_pattern() -> None:
         assert 4_700 < ones < 5_300  # six standard deviations
 
 
+def test_neighbouring_ids_share_no_low_bits() -> None:
+    # The CPU's generator takes 32 bits of a seed only.
+    low = {derive_seed(0, draw, id_) % 2**32 for draw in range(30) for id_ in range(1000)}
+    assert len(low) > 29_990
+
+
 def test_one_part_gives_the_first_number_of_splitmix64_less_a_bit() -> None:
     # The first output for seed 0 in the public test vectors of SplitMix64.
     assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1
@@ -45,6 +51,7 @@ def test_the_seeds_of_this_version_are_those_of_the_last() -> None:
 
 def test_generators_of_equal_parts_draw_equally_and_leave_the_global_one_alone() -> None:
     before = torch.get_rng_state()
+    assert seeded_generator(1, 2).initial_seed() == derive_seed(1, 2)
     first, second, third = seeded_generator(3, 4), seeded_generator(3, 4), seeded_generator(4, 3)
     draws = [torch.rand(5, generator=generator) for generator in (first, second, third)]
     assert torch.equal(draws[0], draws[1])

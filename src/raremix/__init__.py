@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raremix.errors import RaremixError as RaremixError
     from raremix.errors import RaremixWarning as RaremixWarning
     from raremix.evaluation import class_groups as class_groups
+    from raremix.evaluation import evaluate as evaluate
     from raremix.evaluation import knn_probe as knn_probe
     from raremix.evaluation import linear_probe as linear_probe
     from raremix.evaluation import long_tail_subset as long_tail_subset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from raremix.mixing.loader import MixedLoader as MixedLoader
     from raremix.mixing.sampler import Batch as Batch
     from raremix.mixing.sampler import BufferedMixSampler as BufferedMixSampler
+    from raremix.neighbors import nearest as nearest
     from raremix.reports.report import write_report as write_report
     from raremix.views.multicrop import MultiCropTransform as MultiCropTransform
     from raremix.views.view import View as View
@@ -41,28 +43,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "class_groups": "raremix.evaluation",
-    "knn_probe": "raremix.evaluation",
-    "linear_probe": "raremix.evaluation",
-    "long_tail_subset": "raremix.evaluation",
-    "backbone": "raremix.embedding.backbones",
-    "eval_transform": "raremix.embedding.preprocessing",
-    "extract_embeddings": "raremix.embedding.extraction",
-    "load_backbone": "raremix.embedding.checkpoints",
-    "load_dino": "raremix.embedding.backbones",
-    "ImageArrays": "raremix.data.images",
-    "ImageFiles": "raremix.data.images",
-    "read_embeddings": "raremix.data.embeddings",
-    "RaremixError": "raremix.errors",
-    "RaremixWarning": "raremix.errors",
-    "write_report": "raremix.reports.report",
-    "View": "raremix.views.view",
     "Batch": "raremix.mixing.sampler",
     "BufferEntries": "raremix.memory.buffer",
     "BufferedMixSampler": "raremix.mixing.sampler",
     "Detection": "raremix.detection.detector",
     "FixedThreshold": "raremix.detection.thresholds",
     "FlagRate": "raremix.detection.thresholds",
+    "ImageArrays": "raremix.data.images",
+    "ImageFiles": "raremix.data.images",
     "KNNDistance": "raremix.detection.scorers",
     "MeanDistance": "raremix.detection.scorers",
     "MixedLoader": "raremix.mixing.loader",
@@ -70,6 +58,22 @@ _HOMES = {
     "OODDetector": "raremix.detection.detector",
     "QuantileThreshold": "raremix.detection.thresholds",
     "RareMemoryBuffer": "raremix.memory.buffer",
+    "RaremixError": "raremix.errors",
+    "RaremixWarning": "raremix.errors",
+    "View": "raremix.views.view",
+    "backbone": "raremix.embedding.backbones",
+    "class_groups": "raremix.evaluation",
+    "eval_transform": "raremix.embedding.preprocessing",
+    "evaluate": "raremix.evaluation.summary",
+    "extract_embeddings": "raremix.embedding.extraction",
+    "knn_probe": "raremix.evaluation",
+    "linear_probe": "raremix.evaluation",
+    "load_backbone": "raremix.embedding.checkpoints",
+    "load_dino": "raremix.embedding.backbones",
+    "long_tail_subset": "raremix.evaluation",
+    "nearest": "raremix.neighbors.search",
+    "read_embeddings": "raremix.data.embeddings",
+    "write_report": "raremix.reports.report",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

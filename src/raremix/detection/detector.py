@@ -210,15 +210,17 @@ class OODDetector:
         scores = distributed.gather_rows(found.scores)
         is_rare = distributed.gather_rows(found.is_rare)
         if ids is not None:
-            ids = distributed.gather_rows(ids)
-            self._history.update(distributed.gather_rows(raw), ids)
+            ids, raw = distributed.gather_rows(ids), distributed.gather_rows(raw)
 
-        judged = torch.isfinite(scores) & ~replayed
-        if bool(judged.any()):
-            self.threshold.update(scores[judged], is_rare[judged])
+        # The scorer first: should it refuse the rows, nothing else has moved either.
         learned = valid if ids is not None else valid & ~replayed
         if bool(learned.any()):
             self.scorer.update(*_select(rows, ids, learned))
+        if ids is not None:
+            self._history.update(raw, ids)
+        judged = torch.isfinite(scores) & ~replayed
+        if bool(judged.any()):
+            self.threshold.update(scores[judged], is_rare[judged])
 
     def _enter(
         self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
@@ -262,13 +264,15 @@ class OODDetector:
         """
         keys = ("scorer", "threshold", "history")
         content = open_state(state, kind="OODDetector", version=1, keys=keys)
-        before = self.threshold.state_dict()
-        self.threshold.load_state_dict(content["threshold"])
-        self._history.load_state_dict(content["history"])
+        threshold, history = self.threshold.state_dict(), self._history.state_dict()
         try:
+            self.threshold.load_state_dict(content["threshold"])
+            self._history.load_state_dict(content["history"])
             self.scorer.load_state_dict(content["scorer"])
         except Exception:
-            self.threshold.load_state_dict(before)  # all or nothing
+            # All or nothing; the scorer, last and largest, keeps to that by itself.
+            self.threshold.load_state_dict(threshold)
+            self._history.load_state_dict(history)
             raise
 
     def save(self, path: str | Path) -> None:

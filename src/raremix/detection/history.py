@@ -3,6 +3,7 @@
 One crop of an image is a noisy witness; ten of them are not. It knows ids and scores, no embeddings.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ class ScoreHistory:
     def __init__(self, smoothing: float) -> None:
         if not 0.0 <= smoothing < 1.0:
             raise OptionError(f"ScoreHistory expects smoothing in [0, 1), got {smoothing}.")
-        self.smoothing = smoothing
+        self.smoothing = float(smoothing)  # no numpy scalar, which a state could not hold
         self._means: dict[int, tuple[float, int]] = {}  # id to mean and visits
 
     def __len__(self) -> int:
@@ -44,14 +45,14 @@ class ScoreHistory:
             return scores
         pairs = zip(ids.tolist(), scores.tolist(), strict=True)
         means = [self._with(key, score)[0] for key, score in pairs]
-        return torch.tensor(means, dtype=torch.float32).to(scores.device)
+        return torch.tensor(means, dtype=torch.float32, device=scores.device)
 
     def update(self, scores: Tensor, ids: Tensor) -> None:
-        """Add (batch,) scores to the histories of their ids; NaN is passed over."""
+        """Add (batch,) scores to the histories of their ids; NaN and infinity are passed over."""
         if not self.smoothing:
             return
         for key, score in zip(ids.tolist(), scores.tolist(), strict=True):
-            if score == score:
+            if math.isfinite(score):
                 self._means[key] = self._with(key, score)
 
     def clear(self) -> None:
@@ -65,11 +66,12 @@ class ScoreHistory:
 
     def state_dict(self) -> State:
         """The means and the number of visits of every id."""
+        means, visits = zip(*self._means.values(), strict=True) if self._means else ((), ())
         content: State = {
             "smoothing": self.smoothing,
-            "ids": torch.tensor(list(self._means), dtype=torch.int64),
-            "means": torch.tensor([m for m, _ in self._means.values()], dtype=torch.float64),
-            "visits": torch.tensor([n for _, n in self._means.values()], dtype=torch.int64),
+            "ids": torch.tensor(list(self._means), dtype=torch.int64, device="cpu"),
+            "means": torch.tensor(means, dtype=torch.float64, device="cpu"),
+            "visits": torch.tensor(visits, dtype=torch.int64, device="cpu"),
         }
         return sealed_state("ScoreHistory", 1, content)
 
