@@ -1,6 +1,6 @@
 """Train DINO with rare samples mixed back in: the whole recipe in one file, top to bottom.
 
-    python examples/train_dino.py --preset digits                            # CPU, some minutes
+    python examples/train_dino.py --preset digits                            # CPU, two minutes
     python examples/train_dino.py --preset small --data images.npz           # one GPU, 32-pixel images
     torchrun --nproc-per-node 8 examples/train_dino.py --preset paper --data /path/to/frames
 
@@ -43,7 +43,7 @@ import raremix
 class Settings:
     """Everything that decides what is trained. Lengths are in epochs or images, never in steps."""
 
-    data: str = "digits"  # "digits", an .npz of uint8 images, or a folder of images or frames
+    data: str = ""  # "digits", an .npz of uint8 images, or a folder of images or frames
     out: str = "runs/dino"
     seed: int = 0
 
@@ -92,6 +92,7 @@ class Settings:
     scorer: Literal["knn", "mean"] = "knn"
     threshold: Literal["rate", "fixed"] = "rate"
     flag_rate: float = 0.05
+    warmup_images: int = 1024  # seen before the first is called rare
     fixed_threshold: float = 0.8
     smoothing: float = 0.9  # of a sample's score over its visits
     lag: int = 0  # 0: the smallest the workers allow
@@ -323,9 +324,12 @@ def load_data(settings: Settings) -> Data:
         ]
         views = raremix.MultiCropTransform.from_views(gentle[:2], gentle[2:])
     side = settings.global_crop_size
-    plain = raremix.eval_transform(side, resize=side if settings.small_images else None)
+    # Of a small image the centre is all there is; of a large one, DINO leaves out the border.
+    plain = raremix.eval_transform(side, side if settings.small_images else round(side * 256 / 224))
     options = {"transform": views, "seed": settings.seed}
 
+    if not settings.data:
+        raise SystemExit("pass --data: an .npz of uint8 images, a folder of images, or digits")
     if settings.data != "digits" and Path(settings.data).is_dir():
         files = raremix.ImageFiles(settings.data, **options)
         labels = None if files.labels is None else files.labels.numpy()
@@ -397,7 +401,9 @@ class Run:
         if settings.threshold == "fixed":
             threshold = raremix.FixedThreshold(settings.fixed_threshold)
         else:
-            threshold = raremix.FlagRate(settings.flag_rate)
+            threshold = raremix.FlagRate(
+                settings.flag_rate, warmup_scores=settings.warmup_images
+            )
         self.detector = raremix.OODDetector(scorer, threshold, smoothing=settings.smoothing)
         capacity = settings.buffer_capacity or max(32, round(0.02 * len(self.data.dataset)))
         self.buffer = raremix.RareMemoryBuffer(capacity)

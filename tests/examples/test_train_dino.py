@@ -17,7 +17,7 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = [
     *("--epochs", "2", "--warmup-epochs", "1", "--eval-every", "1", "--n-local-views", "2"),
-    *("--out-dim", "32", "--head-hidden-dim", "32", "--flag-rate", "0.2"),
+    *("--out-dim", "32", "--head-hidden-dim", "32", "--flag-rate", "0.2", "--warmup-images", "64"),
 ]
 
 
@@ -70,6 +70,7 @@ def test_training_logs_every_step_and_judges_by_group(straight: Path) -> None:
     assert {float(rows[-1][f"knn_{group}"]) <= 1 for group in ("many", "medium", "few")} == {True}
     assert float(rows[-1]["tail_in_data"]) == pytest.approx(25 / 405, rel=1e-4)
     assert rows[0]["knn"] == ""
+    assert int(rows[-1]["replayed"]) == 4
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(
@@ -79,7 +80,6 @@ def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(
     said, _ = train(*options, "--stop-after-steps", "5", out=tmp_path)
     assert "stopped after step 5" in said
     assert not (tmp_path / "encoder.pt").exists()
-    # The second leg loads in two workers, the first in the main process.
     train(*options, "--stop-after-steps", "17", out=tmp_path)
     said, _ = train(*options, out=tmp_path)
     assert "going on from" in said

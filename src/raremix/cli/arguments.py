@@ -48,7 +48,12 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         help=".npy, .npz or .pt with a matrix of one row per image; FILE:MEMBER names an array",
     )
     parser.add_argument("--member", help="the array of a .npz, or tensor of a .pt, to score")
-    parser.add_argument("--scorer", choices=("knn", "mean"), default="knn")
+    parser.add_argument(
+        "--scorer",
+        choices=("knn", "mean"),
+        default="knn",
+        help="distance to the k-th nearest row, or to the mean of all (default: %(default)s)",
+    )
     parser.add_argument(
         "--k",
         type=count_or_share,
@@ -56,8 +61,18 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         help="which neighbour's distance is the score: a count, or a share of the rows "
         "(default: %(default)s)",
     )
-    parser.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
-    parser.add_argument("--engine", choices=("auto", "torch", "faiss"), default="auto")
+    parser.add_argument(
+        "--metric",
+        choices=("euclidean", "cosine"),
+        default="euclidean",
+        help="cosine scales rows to unit length first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "torch", "faiss"),
+        default="auto",
+        help="what searches; all find the same neighbours (default: %(default)s)",
+    )
     parser.add_argument(
         "--rate",
         type=share,

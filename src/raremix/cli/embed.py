@@ -32,7 +32,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "images", metavar="IMAGES", help="a folder of images, or a .npz with uint8 images"
     )
-    parser.add_argument("--out", metavar="FILE.npy", required=True)
+    parser.add_argument("--out", metavar="FILE.npy", required=True, help="where to write the rows")
     parser.add_argument(
         "--weights",
         metavar="FILE",
@@ -43,6 +43,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--backbone",
         choices=("resnet18", "resnet50", "vit_tiny", "vit_small", "vit_base"),
         default="resnet50",
+        help="the network whose weights they are (default: %(default)s)",
     )
     parser.add_argument("--patch-size", type=options.count, help="of a ViT (default: 16)")
     parser.add_argument(
@@ -51,7 +52,12 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default=224,
         help="side of the square the encoder sees (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=options.count, default=64)
+    parser.add_argument(
+        "--batch-size",
+        type=options.count,
+        default=64,
+        help="images embedded at once (default: %(default)s)",
+    )
     parser.add_argument(
         "--workers", type=options.whole, default=2, help="loader processes (default: %(default)s)"
     )

@@ -79,7 +79,9 @@ def _pictures(where: str | None, rows: Rows) -> tuple[Any, list[Any] | None]:
     if names is None and rows.ids is not None:
         names = rows.ids.tolist()
     if where is None:
-        return None, names
+        # `raremix embed` writes the paths beside the embeddings; ids or other names are no files.
+        on_disk = rows.paths is not None and all(Path(path).is_file() for path in rows.paths[:3])
+        return (rows.paths if on_disk else None), names
     n = len(rows.embeddings)
     if Path(where).is_dir():
         if rows.paths is not None:

@@ -32,7 +32,7 @@ def read_vector(path: PathLike, member: str | None = None, *, names: Sequence[st
         names: Members to try, best first, where ``member`` is None and several would do.
 
     Returns:
-        Array of shape (n,). From text: int64 if every value is a whole number, else float64 if
+        Array of shape (n,). What comes from text is int64 if every value is a whole number, else float64 if
         every value is a number (also ``nan``), else bool if every value is true or false, else
         text.
 

@@ -29,7 +29,7 @@ class KNNDistance:
 
     Args:
         k: Which neighbour: a count of at least 1, or a share in (0, 1) of the reference, rounded
-            up. A class is seen as rare when it has fewer members in the reference than k.
+            up. The members of a class stand out as rare when it has at most k of them.
         metric: ``"euclidean"``, or ``"cosine"`` for the Euclidean distance between embeddings
             scaled to unit length, so that a score lies in [0, 2].
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
@@ -225,7 +225,7 @@ class MeanDistance:
             ids: Not used; the mean has no rows.
 
         Returns:
-            Float32 of shape (n,): each row's distance to the mean of the others.
+            Float32 of shape (n,), each row's distance to the mean of the others.
         """
         rows = as_embeddings(embeddings, caller="MeanDistance.fit")
         if len(rows) < 2:

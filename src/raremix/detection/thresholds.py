@@ -143,8 +143,9 @@ class FlagRate:
     Args:
         rate: The budget, in (0, 1): the share of images to call rare.
         window: How many of the last scores to remember, at least 2 / rate.
-        warmup_scores: How many scores must come before anything is called rare. Not needed after
-            ``fit``, which calibrates on a whole set.
+        warmup_scores: How many scores must come before anything is called rare; 1,024 or the
+            window, whichever is less, if not given. Not needed after ``fit``, which calibrates on
+            a whole set.
         gain: How strongly the level is corrected for each batch's rate; 0 for a plain quantile.
 
     Source:
@@ -164,7 +165,7 @@ class FlagRate:
         rate: float = 0.05,
         *,
         window: int = 4096,
-        warmup_scores: int = 1024,
+        warmup_scores: int | None = None,
         gain: float = 0.02,
     ) -> None:
         if not 0.0 < rate < 1.0:
@@ -174,6 +175,7 @@ class FlagRate:
                 f"FlagRate expects a window of at least 2 / rate = {math.ceil(2 / rate)} scores, "
                 f"got {window}; a shorter one cannot hold the quantile."
             )
+        warmup_scores = min(1024, window) if warmup_scores is None else warmup_scores
         if not 1 <= warmup_scores <= window:
             raise OptionError(
                 f"FlagRate expects warmup_scores from 1 to window={window}, got {warmup_scores}."

@@ -213,7 +213,7 @@ class MultiCropTransform:
             generator: As of a call; the same state gives the same views as a call.
 
         Returns:
-            The views of a call, and int64 of shape (views, 4): left, top, right and bottom edge
+            The views of a call, and int64 of shape (views, 4), the left, top, right and bottom edge
             of each crop in source pixels, right and bottom exclusive.
 
         Raises:
@@ -236,7 +236,7 @@ class MultiCropTransform:
             generator: As of a call.
 
         Returns:
-            One row of parameters for each view: crop box, mirrored or not, colour changes.
+            One row of parameters for each view, with crop box, mirrored or not, colour changes.
 
         Raises:
             OptionError: If height or width are below 1, or the generator is not one of the CPU.
