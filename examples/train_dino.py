@@ -401,9 +401,7 @@ class Run:
         if settings.threshold == "fixed":
             threshold = raremix.FixedThreshold(settings.fixed_threshold)
         else:
-            threshold = raremix.FlagRate(
-                settings.flag_rate, warmup_scores=settings.warmup_images
-            )
+            threshold = raremix.FlagRate(settings.flag_rate, warmup_scores=settings.warmup_images)
         self.detector = raremix.OODDetector(scorer, threshold, smoothing=settings.smoothing)
         capacity = settings.buffer_capacity or max(32, round(0.02 * len(self.data.dataset)))
         self.buffer = raremix.RareMemoryBuffer(capacity)

@@ -15,6 +15,7 @@ from raremix.seeds import seeded_generator
 
 __all__ = ["SeededTransform"]
 
+
 class SeededTransform:
     """A transform, and the generator each of its calls gets.
 
