@@ -608,3 +608,23 @@ def test_a_gpu_gives_the_same_detection_where_the_rows_are() -> None:
         assert second.is_rare.is_cuda
         torch.testing.assert_close(second.scores.cpu(), first.scores, equal_nan=True)
         assert second.threshold == pytest.approx(first.threshold)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_state_loaded_onto_the_gpu_goes_on_there(tmp_path: Path) -> None:
+    straight = small()
+    for step in range(8):
+        last = straight.observe(normal(20, seed=step), torch.arange(20) + step)
+    stopped = small()
+    for step in range(4):
+        stopped.observe(normal(20, seed=step), torch.arange(20) + step)
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed = small()
+    resumed.load_state_dict(
+        torch.load(tmp_path / "state.pt", map_location="cuda", weights_only=True)
+    )
+    for step in range(4, 8):
+        found = resumed.observe(normal(20, seed=step).cuda(), torch.arange(20) + step)
+    torch.testing.assert_close(found.scores.cpu(), last.scores)
+    assert found.threshold == pytest.approx(last.threshold)

@@ -170,7 +170,7 @@ class ReferenceBank:
         check_settings("ReferenceBank", content, {"capacity": self.capacity})
         rows, ids = content["rows"], content["ids"]
         self._rows = None if rows is None else rows.clone()
-        self._ids = None if ids is None else ids.clone()
+        self._ids = None if ids is None else ids.cpu().clone()
         self._count = 0 if rows is None else len(rows)
         self._limit = content["limit"]
         self._next = 0

@@ -129,7 +129,7 @@ class QuantileThreshold:
         content = open_state(state, kind="QuantileThreshold", version=1, keys=keys)
         own = {"quantile": self.quantile, "calibration_scores": self.calibration_scores}
         check_settings("QuantileThreshold", content, own)
-        self._seen = content["seen"].clone()
+        self._seen = content["seen"].cpu().clone()
         self._value = content["value"]
 
 
@@ -272,7 +272,7 @@ class FlagRate:
         keys = (*own, "recent", "next", "level", "warm", "value")
         content = open_state(state, kind="FlagRate", version=1, keys=keys)
         check_settings("FlagRate", content, own)
-        self._recent = content["recent"].clone()
+        self._recent = content["recent"].cpu().clone()
         self._next = content["next"]
         self._level = content["level"]
         self._warm = content["warm"]

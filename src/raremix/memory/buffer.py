@@ -436,7 +436,7 @@ class RareMemoryBuffer:
         own = {"capacity": self.capacity, "max_bytes": self.max_bytes}
         check_settings("RareMemoryBuffer", content, own)
         entries = [
-            _Entry(key, score, born, died, uses, None if crop is None else crop.clone())
+            _Entry(key, score, born, died, uses, None if crop is None else crop.cpu().clone())
             for key, score, born, died, uses, crop in zip(
                 *(content[name].tolist() for name in columns[:-1]), content["crops"], strict=True
             )
