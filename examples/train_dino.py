@@ -6,7 +6,7 @@
 
 Training goes on where it stopped when it is started again with the same --out: after Ctrl-C, after
 a crash (from the last checkpoint), and then exactly as if it had never stopped. --no-mix trains the
-plain baseline in the same order. Every setting below can be given as an option; --help lists them.
+baseline in the same order, --no-detect plain DINO with nothing of raremix but its loader. Every setting below can be given as an option; --help lists them.
 
 The recipe is that of Caron et al., Emerging Properties in Self-Supervised Vision Transformers,
 ICCV 2021, https://arxiv.org/abs/2104.14294. What raremix adds is marked with `raremix:`.
@@ -86,7 +86,8 @@ class Settings:
     amp: bool = True  # where the device has it
 
     # raremix: what is rare, what is remembered, how much is mixed in.
-    mix: bool = True
+    mix: bool = True  # without it, what is rare is watched but not mixed in: the paired baseline
+    detect: bool = True  # without it, neither detector nor buffer nor mixing: plain DINO
     replay: float = 0.125
     buffer_capacity: int = 0  # 0: 2 % of the data, at least 32
     scorer: Literal["knn", "mean"] = "knn"
@@ -408,7 +409,7 @@ class Run:
         self.loader = raremix.BufferedMixSampler.wrap(
             loader,
             self.buffer,
-            replay=settings.replay if settings.mix else 0.0,
+            replay=settings.replay if settings.mix and settings.detect else 0.0,
             seed=settings.seed,
             lag=settings.lag or 1 + settings.workers * (loader.prefetch_factor or 0),
         )
@@ -655,8 +656,12 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
 
             # raremix: say what the batch was, let the detector judge it, keep what is rare.
             batch = run.loader.batch
-            found = run.detector.observe(embeddings, ids=batch.ids, is_replay=batch.is_replay)
-            run.buffer.add(batch, found)
+            rarity: dict[str, Any] = {}
+            if settings.detect:
+                found = run.detector.observe(embeddings, ids=batch.ids, is_replay=batch.is_replay)
+                run.buffer.add(batch, found)
+                rarity["flag_rate"] = float(found.is_rare[~batch.is_replay].float().mean())
+                rarity["threshold"] = found.threshold
 
             row: dict[str, Any] = {
                 "step": run.step,
@@ -665,10 +670,9 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
                 "lr": run.optimizer.param_groups[0]["lr"],
                 "teacher_entropy": run.loss.entropy,
                 "feature_std": float(F.normalize(embeddings, dim=1).std(0).mean()),
-                "flag_rate": float(found.is_rare[~batch.is_replay].float().mean()),
-                "threshold": found.threshold,
                 "replayed": int(batch.is_replay.sum()),
                 "buffer": len(run.buffer),
+                **rarity,
             }
             run.step += 1
             done += 1
@@ -708,9 +712,10 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
 
 def _epoch_line(epoch: int, settings: Settings, row: dict[str, Any]) -> str:
     text = f"epoch {epoch:>3}/{settings.epochs}  loss {row['loss']:.3f}"
-    text += f" (ln K {math.log(settings.out_dim):.2f})  flagged {100 * row['flag_rate']:.0f} %"
-    text += f"  buffer {row['buffer']}"
-    if "tail_in_buffer" in row:
+    text += f" (ln K {math.log(settings.out_dim):.2f})"
+    if "flag_rate" in row:
+        text += f"  flagged {100 * row['flag_rate']:.0f} %  buffer {row['buffer']}"
+    if row.get("buffer") and "tail_in_buffer" in row:
         text += f", tail {100 * row['tail_in_buffer']:.0f} %"
     if "knn" in row:
         text += "  k-NN " + " / ".join(
@@ -742,13 +747,15 @@ def parse(arguments: list[str] | None = None) -> Settings:
     for field in dataclasses.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
         kind: Any = field.type
+        shown = f"default: {field.default!r}"
         if kind is bool:
             action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=action, default=None)
+            parser.add_argument(flag, action=action, default=None, help=shown)
         elif get_origin(kind) is Literal:
-            parser.add_argument(flag, choices=get_args(kind), default=None)
+            parser.add_argument(flag, choices=get_args(kind), default=None, help=shown)
         else:
-            parser.add_argument(flag, type=kind, default=None, metavar=kind.__name__.upper())
+            metavar = kind.__name__.upper()
+            parser.add_argument(flag, type=kind, default=None, metavar=metavar, help=shown)
     given = vars(parser.parse_args(arguments))
     values = PRESETS[given.pop("preset")] | {k: v for k, v in given.items() if v is not None}
     return Settings(**values)

@@ -114,6 +114,12 @@ def test_the_baseline_replays_nothing(tmp_path: Path) -> None:
     assert {row["replayed"] for row in metrics(tmp_path)} == {"0"}
 
 
+def test_plain_dino_runs_without_detector_and_buffer(tmp_path: Path) -> None:
+    options = ("--preset", "digits", *QUICK, "--epochs", "1")
+    train(*options, "--no-detect", out=tmp_path)
+    assert {(row["flag_rate"], row["buffer"]) for row in metrics(tmp_path)} == {("", "0")}
+
+
 def test_two_processes_share_the_data_and_agree(tmp_path: Path) -> None:
     train("--preset", "digits", *QUICK, out=tmp_path, processes=2)
     rows = metrics(tmp_path)

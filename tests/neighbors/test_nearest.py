@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionError
 from raremix.neighbors import EngineName, Metric, Neighbors, nearest
+from raremix.neighbors.search import chosen_engine
 
 ENGINES: list[EngineName] = ["torch", "faiss"]
 TINY_MEMORY = 2**20
@@ -314,3 +315,10 @@ def test_a_gpu_finds_the_same_distances_where_the_rows_are(metric: Metric, tf32:
     assert found.indices.is_cuda
     expected = nearest(queries, bank, 9, metric=metric).distances
     torch.testing.assert_close(found.distances.cpu(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_engine_is_chosen_by_size_and_device_and_can_be_named() -> None:
+    assert chosen_engine("auto", queries=10) == "torch"
+    assert chosen_engine("auto", queries=100_000) == "faiss"
+    assert chosen_engine("auto", queries=100_000, device="cuda") == "torch"
+    assert chosen_engine("torch", queries=100_000) == "torch"

@@ -16,6 +16,7 @@ from raremix.data.vectors import read_lines, read_vector
 from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector
 from raremix.errors import LabelError, NonFiniteError, OptionError
 from raremix.inputs import as_embeddings, finite_rows
+from raremix.neighbors.search import chosen_engine
 
 __all__ = ["LABEL_NAMES", "Rows", "Scored", "class_names", "read_rows", "score_rows"]
 
@@ -137,7 +138,8 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
             capacity=1 + max(65_536, arguments.k),
             engine=arguments.engine,
         )
-        described = f"k-NN, k={arguments.k}, {arguments.metric}, engine {arguments.engine}, exact"
+        engine = chosen_engine(arguments.engine, queries=int(rows.finite.sum()))
+        described = f"k-NN, k={arguments.k}, {arguments.metric}, exact, by {engine}"
     else:
         scorer = MeanDistance(metric=arguments.metric)
         described = f"distance to the mean, {arguments.metric}"

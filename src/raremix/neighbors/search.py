@@ -23,7 +23,7 @@ from raremix.neighbors.engines import CandidateEngine, EngineName, FaissEngine, 
 from raremix.neighbors.faiss_door import load_faiss
 from raremix.neighbors.proof import Search
 
-__all__ = ["Metric", "Neighbors", "nearest", "unit_rows"]
+__all__ = ["Metric", "Neighbors", "chosen_engine", "nearest", "unit_rows"]
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -168,22 +168,38 @@ def _squares_fit_float32(queries: Tensor, bank: Tensor) -> bool:
     return largest == 0 or 1e-10 < largest < 1e15
 
 
-def _engine(
-    engine: EngineName | CandidateEngine, queries: Tensor, max_memory: int
-) -> CandidateEngine:
-    if not isinstance(engine, str):
-        return engine
-    if engine == "faiss":
-        return FaissEngine()
-    if engine == "torch":
-        return TorchEngine(max_memory // 4)
-    if engine != "auto":
+def chosen_engine(
+    engine: EngineName, *, queries: int, device: torch.device | str = "cpu"
+) -> Literal["torch", "faiss"]:
+    """Say which engine a search of this size would use here.
+
+    Args:
+        engine: ``"auto"`` or the name of one.
+        queries: How many queries the search has.
+        device: Where they are.
+
+    Raises:
+        OptionError: If ``engine`` is none of the names.
+    """
+    if engine not in get_args(EngineName):
         raise OptionError(f"nearest expects engine 'auto', 'torch' or 'faiss', got {engine!r}.")
-    if queries.device.type == "cpu" and len(queries) >= _FAISS_FROM_QUERIES:
+    if engine != "auto":
+        return engine
+    if torch.device(device).type == "cpu" and queries >= _FAISS_FROM_QUERIES:
         try:
             load_faiss("nearest")
         except EngineUnavailableError as cause:
             _log.info("searching with torch instead of FAISS: %s", cause)
         else:
-            return FaissEngine()
+            return "faiss"
+    return "torch"
+
+
+def _engine(
+    engine: EngineName | CandidateEngine, queries: Tensor, max_memory: int
+) -> CandidateEngine:
+    if not isinstance(engine, str):
+        return engine
+    if chosen_engine(engine, queries=len(queries), device=queries.device) == "faiss":
+        return FaissEngine()
     return TorchEngine(max_memory // 4)
