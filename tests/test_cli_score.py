@@ -134,7 +134,7 @@ def test_the_text_says_what_ran_and_what_was_written(file: Path, capsys: Any) ->
     _run(file, "--out", file.parent, "--engine", "torch", "--rate", 0.1)
     out = capsys.readouterr().out
     assert "80 rows, 5 wide" in out
-    assert "k-NN, k=10, euclidean, engine torch, exact; against the other rows" in out
+    assert "k-NN, k=10, euclidean, exact, by torch; against the other rows" in out
     assert "rare      8 of 80 (10.00 %) above" in out
     for word in ("p50", "p90", "p99", "p99.9", "rows.scores.npy", "rows.rarest.csv"):
         assert word in out
