@@ -3,6 +3,7 @@
 A script, since a process that is started anew cannot import a test module.
 """
 
+import faulthandler
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +60,7 @@ def run(sampler_is_sharded: bool, rank: int) -> dict[str, object]:
 
 def main(rank: int, init_file: str, results: str) -> None:
     """Run both kinds of base and save what was seen."""
+    faulthandler.dump_traceback_later(75, exit=True)  # a hang shall say where it is
     mix = BufferedMixSampler(range(10), RareMemoryBuffer(2), batch_size=5)  # before the group
     dist.init_process_group(
         "gloo",
