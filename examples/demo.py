@@ -12,6 +12,7 @@ import argparse
 import csv
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def main() -> None:
     for name, (area, precision) in judged.items():
         print(f"  {name:<32}{precision:.3f}   AUROC {area:.3f}")
     print(f"\n{time.perf_counter() - begun:.0f} s. Look at {report}")
-    print(f"The same from the shell: raremix score {out / 'embeddings.npy'} --out {out}")
+    command = Path(sys.executable).with_name("raremix")
+    print(f"The same from the shell: {command} score {out / 'embeddings.npy'} --out {out}")
 
 
 def judge(embeddings: Any, is_tail: Any) -> dict[str, tuple[float, float]]:

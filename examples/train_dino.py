@@ -39,70 +39,80 @@ import raremix
 # ----------------------------------------------------------------------------- settings
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of the settings with its line for --help."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclass
 class Settings:
     """Everything that decides what is trained. Lengths are in epochs or images, never in steps."""
 
-    data: str = ""  # "digits", an .npz of uint8 images, or a folder of images or frames
-    out: str = "runs/dino"
-    seed: int = 0
+    data: str = option("", "digits, an .npz of uint8 images, or a folder of images or frames")
+    out: str = option("runs/dino", "folder of the run; a run found there goes on")
+    seed: int = option(0, "of weights, order, views and draws")
 
-    # The network. "tiny" is a small convnet for images of some 8 to 32 pixels; a name ending in
-    # "-small" is a ResNet with a 3x3 stem and no pooling, for images of some 32 to 64.
-    arch: str = "resnet50"
-    patch_size: int = 16
-    out_dim: int = 65536
-    head_hidden_dim: int = 2048
-    head_bottleneck_dim: int = 256
+    # The network.
+    arch: str = option(
+        "resnet50",
+        "resnet18, resnet50, vit_tiny, vit_small, vit_base; resnet18-small and resnet50-small for "
+        "images of some 32 to 64 pixels; tiny, a small convnet for 8 to 32",
+    )
+    patch_size: int = option(16, "side of a ViT's patch in pixels")
+    out_dim: int = option(65536, "prototypes")
+    head_hidden_dim: int = option(2048, "width of the head")
+    head_bottleneck_dim: int = option(256, "width before the prototypes")
 
     # The views.
-    global_crop_size: int = 224
-    local_crop_size: int = 96
-    n_local_views: int = 6
-    global_scale_min: float = 0.4
-    global_scale_max: float = 1.0
-    local_scale_min: float = 0.05
-    local_scale_max: float = 0.4
-    small_images: bool = False  # gentler crops and no blur
-    flip: float = 0.5
+    global_crop_size: int = option(224, "pixels")
+    local_crop_size: int = option(96, "pixels")
+    n_local_views: int = option(6, "beside the two global ones")
+    global_scale_min: float = option(0.4, "least share of the image in a global view")
+    global_scale_max: float = option(1.0, "greatest share")
+    local_scale_min: float = option(0.05, "least share of the image in a local view")
+    local_scale_max: float = option(0.4, "greatest share")
+    small_images: bool = option(
+        False, "no blur and no solarization, which little images do not bear"
+    )
+    flip: float = option(0.5, "how often small images are mirrored; 0 for writing")
 
-    # The optimisation. The learning rate is for 256 images and grows with the batch.
-    epochs: int = 100
-    batch_size: int = 1024  # over all processes
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr_per_256: float = 5e-4
-    lr_final: float = 1e-6
-    warmup_epochs: int = 10
-    weight_decay: float = 0.04
-    weight_decay_final: float = 0.4
-    clip_grad: float = 3.0  # of each parameter's gradient norm, as in DINO; 0 for none
-    freeze_last_layer_epochs: int = 1
-    teacher_momentum: float = 0.996  # rises to 1
-    student_temperature: float = 0.1
-    teacher_temperature_start: float = 0.04
-    teacher_temperature: float = 0.04
-    teacher_temperature_epochs: int = 0
-    center_momentum: float = 0.9
-    amp: bool = True  # where the device has it
+    # The optimisation.
+    epochs: int = option(100, "passes over the data")
+    batch_size: int = option(1024, "over all processes")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "")
+    lr_per_256: float = option(5e-4, "learning rate for 256 images; it grows with the batch")
+    lr_final: float = option(1e-6, "learning rate at the end")
+    warmup_epochs: int = option(10, "in which the learning rate rises")
+    weight_decay: float = option(0.04, "at the beginning")
+    weight_decay_final: float = option(0.4, "at the end")
+    clip_grad: float = option(3.0, "of each parameter's gradient norm, as in DINO; 0 for none")
+    freeze_last_layer_epochs: int = option(1, "in which the prototypes stay as they are")
+    teacher_momentum: float = option(0.996, "at the beginning; it rises to 1")
+    student_temperature: float = option(0.1, "of the student's softmax")
+    teacher_temperature_start: float = option(0.04, "of the teacher's softmax at the beginning")
+    teacher_temperature: float = option(0.04, "of the teacher's softmax after its warm-up")
+    teacher_temperature_epochs: int = option(0, "length of that warm-up")
+    center_momentum: float = option(0.9, "of the teacher's centre")
+    amp: bool = option(True, "half precision, where the device has it")
 
     # raremix: what is rare, what is remembered, how much is mixed in.
-    mix: bool = True  # without it, what is rare is watched but not mixed in: the paired baseline
-    detect: bool = True  # without it, neither detector nor buffer nor mixing: plain DINO
-    replay: float = 0.125
-    buffer_capacity: int = 0  # 0: 2 % of the data, at least 32
-    scorer: Literal["knn", "mean"] = "knn"
-    threshold: Literal["rate", "fixed"] = "rate"
-    flag_rate: float = 0.05
-    warmup_images: int = 1024  # seen before the first is called rare
-    fixed_threshold: float = 0.8
-    smoothing: float = 0.9  # of a sample's score over its visits
-    lag: int = 0  # 0: the smallest the workers allow
+    mix: bool = option(True, "mix rare samples in; without, they are watched only: the baseline")
+    detect: bool = option(True, "use detector and buffer at all; without, plain DINO")
+    replay: float = option(0.125, "share of each batch that comes from the buffer")
+    buffer_capacity: int = option(0, "samples remembered; 0: 2 %% of the data, at least 32")
+    scorer: Literal["knn", "mean"] = option("knn", "distance to a near neighbour, or to the mean")
+    threshold: Literal["rate", "fixed"] = option("rate", "a budget of flags, or a fixed score")
+    flag_rate: float = option(0.05, "that budget, a share of the images")
+    warmup_images: int = option(1024, "seen before the first is called rare")
+    fixed_threshold: float = option(0.8, "that score")
+    smoothing: float = option(0.9, "of a sample's score over its visits")
+    lag: int = option(0, "batches between feedback and draw; 0: the least the workers allow")
 
     # Around the training.
-    workers: int = 4
-    eval_every: int = 10
-    save_every_minutes: float = 10.0
-    stop_after_steps: int = 0  # leave a resumable run after so many steps; 0 to train to the end
+    workers: int = option(min(4, os.cpu_count() or 1), "processes that load images")
+    eval_every: int = option(10, "epochs between k-NN tests, where there are labels")
+    save_every_minutes: float = option(10.0, "between checkpoints")
+    stop_after_steps: int = option(0, "leave a resumable run after so many steps; 0: train on")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -582,8 +592,8 @@ class Run:
 class Stop:
     """Notes Ctrl-C and SIGTERM, so that the step at hand is finished and saved first."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.asked, self.device = False, device
+    def __init__(self) -> None:
+        self.asked = False
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._note)
 
@@ -591,11 +601,11 @@ class Stop:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)  # a second one stops at once
 
-    def agreed(self) -> bool:
+    def agreed(self, device: torch.device) -> bool:
         """Whether any process was asked to stop; all of them must leave after the same step."""
         if not dist.is_initialized():
             return self.asked
-        flag = torch.tensor(float(self.asked), device=self.device)
+        flag = torch.tensor(float(self.asked), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
@@ -634,6 +644,10 @@ def _short(value: Any) -> Any:
 
 def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
     """Train to the end, or until asked to stop; returns the run as it then is."""
+    for name in ("epochs", "batch_size", "out_dim", "eval_every"):
+        if getattr(settings, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
+    stop = Stop()
     run = Run(settings)
     talk = say if run.rank == 0 else (lambda text: None)
     if run.checkpoint.exists():
@@ -646,7 +660,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
         f"at batch {settings.batch_size}"
     )
     log = Log(Path(settings.out) / "metrics.csv", run.step) if run.rank == 0 else None
-    stop, warned = Stop(run.device), False
+    warned = False
     begun, done, waited = time.perf_counter(), 0, 0.0
     while run.step < total:
         asked = time.perf_counter()
@@ -693,7 +707,7 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
                 warned = True
             progress_line(run, total, elapsed / done, row)
 
-            leaving = stop.agreed() or run.step == settings.stop_after_steps
+            leaving = stop.agreed(run.device) or run.step == settings.stop_after_steps
             late = time.monotonic() - run.last_saved > 60 * settings.save_every_minutes
             if leaving or late or run.step == total:
                 run.save()
@@ -747,7 +761,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     for field in dataclasses.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
         kind: Any = field.type
-        shown = f"default: {field.default!r}"
+        shown = f"{field.metadata['help']} (default: {field.default!r})".strip()
         if kind is bool:
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=None, help=shown)

@@ -179,7 +179,7 @@ def test_rows_with_and_without_ids_do_not_mix(first: str, second: str) -> None:
 
 
 def test_a_capacity_below_one_is_refused() -> None:
-    with pytest.raises(OptionError, match="capacity of at least 1, got 0"):
+    with pytest.raises(OptionError, match="capacity as a whole number of at least 1, got 0"):
         ReferenceBank(0)
 
 

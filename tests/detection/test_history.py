@@ -96,7 +96,7 @@ def test_an_empty_history_survives_a_file() -> None:
 
 @pytest.mark.parametrize("bad", [-0.1, 1.0, math.nan])
 def test_a_smoothing_out_of_range_is_refused(bad: float) -> None:
-    with pytest.raises(OptionError, match=r"smoothing in \[0, 1\), got"):
+    with pytest.raises(OptionError, match=r"smoothing as a number in \[0, 1\), got"):
         ScoreHistory(bad)
 
 

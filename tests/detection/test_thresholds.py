@@ -178,21 +178,25 @@ def test_numpy_numbers_leave_a_state_that_loads_safely(tmp_path: object) -> None
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, float("nan")])
 def test_a_share_outside_its_range_is_refused(bad: float) -> None:
-    with pytest.raises(OptionError, match=r"FlagRate expects a rate in \(0, 1\), got"):
+    with pytest.raises(OptionError, match=r"FlagRate expects rate as a number in \(0, 1\), got"):
         FlagRate(bad)
-    with pytest.raises(OptionError, match=r"QuantileThreshold expects a quantile in \(0, 1\), got"):
+    with pytest.raises(
+        OptionError, match=r"QuantileThreshold expects quantile as a number in \(0, 1\), got"
+    ):
         QuantileThreshold(bad)
 
 
 def test_other_options_out_of_range_are_refused() -> None:
-    with pytest.raises(OptionError, match="finite value, got inf"):
+    with pytest.raises(OptionError, match=r"value as a number in \(-inf, inf\), got inf"):
         FixedThreshold(math.inf)
-    with pytest.raises(OptionError, match="calibration_scores of at least 1, got 0"):
+    with pytest.raises(
+        OptionError, match="calibration_scores as a whole number of at least 1, got 0"
+    ):
         QuantileThreshold(calibration_scores=0)
     with pytest.raises(OptionError, match="window of at least 2 / rate = 40 scores, got 39"):
         FlagRate(0.05, window=39, warmup_scores=5)
     with pytest.raises(OptionError, match="warmup_scores from 1 to window=100, got 101"):
         FlagRate(0.05, window=100, warmup_scores=101)
     for gain in (-0.1, math.nan, math.inf):
-        with pytest.raises(OptionError, match="finite gain of at least 0, got"):
+        with pytest.raises(OptionError, match=r"gain as a number in \[0, inf\), got"):
             FlagRate(gain=gain)

@@ -19,6 +19,7 @@ from raremix.errors import (
     EmbeddingShapeError,
     LagError,
     OptionError,
+    RaremixWarning,
     StateMismatchError,
 )
 
@@ -107,9 +108,23 @@ def test_one_id_twice_in_a_batch_is_held_once() -> None:
 def test_feedback_that_comes_twice_is_counted_and_changes_nothing_else() -> None:
     buffer = RareMemoryBuffer(4)
     buffer.add(rows(0, [1]), flags(1))
-    assert buffer.add(rows(0, [2]), flags(1)) == 0
+    with pytest.warns(RaremixWarning, match="had its feedback already, or so late"):
+        assert buffer.add(rows(0, [2]), flags(1)) == 0
+    assert buffer.add(rows(0, [2]), flags(1)) == 0  # said once
     assert buffer.keys.tolist() == [1]
-    assert buffer.metrics()["late"] == 1
+    assert buffer.metrics()["late"] == 2
+
+
+def test_something_else_than_a_detection_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match=r"what OODDetector\.observe returned.*got Tensor"):
+        RareMemoryBuffer(4).add(rows(0, [1]), torch.ones(1))  # type: ignore[arg-type]
+
+
+def test_batches_that_do_not_follow_each_other_are_refused() -> None:
+    buffer = RareMemoryBuffer(4)
+    buffer.keep_history(2)
+    with pytest.raises(LagError, match="batch 40 when it was at batch -1"):
+        buffer.advance(40)
 
 
 def test_feedback_is_late_once_a_draw_relied_on_its_step() -> None:
@@ -118,7 +133,8 @@ def test_feedback_is_late_once_a_draw_relied_on_its_step() -> None:
     for step in range(3):
         buffer.advance(step)
     assert buffer.view(1) == []
-    assert buffer.add(rows(1, [5]), flags(1)) == 0
+    with pytest.warns(RaremixWarning, match="ignored it"):
+        assert buffer.add(rows(1, [5]), flags(1)) == 0
     assert buffer.view(1) == []
     assert buffer.add(rows(2, [6]), flags(1)) == 1
 
@@ -321,8 +337,8 @@ def test_admit_wants_one_score_per_id() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"capacity": 0}, "capacity of at least 1, got 0"),
-        ({"capacity": 4, "max_bytes": 0}, "max_bytes above 0, got 0"),
+        ({"capacity": 0}, "capacity as a whole number of at least 1, got 0"),
+        ({"capacity": 4, "max_bytes": 0}, "max_bytes as a whole number of at least 1, got 0"),
     ],
 )
 def test_a_size_out_of_range_is_refused(settings: dict[str, int], message: str) -> None:
@@ -331,7 +347,7 @@ def test_a_size_out_of_range_is_refused(settings: dict[str, int], message: str) 
 
 
 def test_draw_refuses_a_negative_count() -> None:
-    with pytest.raises(OptionError, match="count of at least 0, got -1"):
+    with pytest.raises(OptionError, match="count as a whole number of at least 0, got -1"):
         RareMemoryBuffer(2).draw(-1)
 
 

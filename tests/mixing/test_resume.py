@@ -165,8 +165,16 @@ def test_going_back_without_the_buffer_is_noticed() -> None:
     _, saved = run.train(2)
     run.train(20)
     run.loader.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True)["loader"])
-    with pytest.raises(LagError, match="Load the states of buffer and loader together"):
+    with pytest.raises(LagError, match="loader and buffer do not belong together"):
         run.train(10)
+
+
+def test_a_loader_loaded_without_its_buffer_is_noticed() -> None:
+    _, saved = Run().train(20)
+    run = Run()
+    run.loader.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True)["loader"])
+    with pytest.raises(LagError, match="Load the states of both"):
+        run.train(1)
 
 
 def test_a_loader_that_starts_anew_may_use_a_saved_buffer() -> None:

@@ -304,9 +304,9 @@ def test_a_second_loader_may_follow_the_first_on_one_buffer() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"replay": 1.0}, r"replay as a share in \[0, 1\), got 1.0"),
+        ({"replay": 1.0}, r"replay as a number in \[0, 1\), got 1.0"),
         ({"replay": float("nan")}, "got nan"),
-        ({"lag": 0}, "lag of at least 1, got 0"),
+        ({"lag": 0}, "lag as a whole number of at least 1, got 0"),
         ({"batch_size": 1}, "cannot replay in batches of one row"),
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
         ({"batch_size": None}, "expects a batch_size, since its base yields single ids"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raremix.errors import OptionError
+from raremix.options import check_count
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -29,8 +30,7 @@ class ReferenceBank:
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise OptionError(f"ReferenceBank expects a capacity of at least 1, got {capacity}.")
+        capacity = check_count("ReferenceBank", "capacity", capacity, least=1)
         self.capacity = capacity
         self._rows: Tensor | None = None  # allocated rows; the first self._count are in use
         self._ids: Tensor | None = None

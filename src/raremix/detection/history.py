@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raremix.errors import OptionError
+from raremix.options import check_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -28,9 +28,8 @@ class ScoreHistory:
     """
 
     def __init__(self, smoothing: float) -> None:
-        if not 0.0 <= smoothing < 1.0:
-            raise OptionError(f"ScoreHistory expects smoothing in [0, 1), got {smoothing}.")
-        self.smoothing = float(smoothing)  # no numpy scalar, which a state could not hold
+        # A plain number, since a saved state may hold no numpy scalars.
+        self.smoothing = check_number("OODDetector", "smoothing", smoothing, least=0.0, below=1.0)
         self._means: dict[int, tuple[float, int]] = {}  # id to mean and visits
 
     def __len__(self) -> int:

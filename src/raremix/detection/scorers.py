@@ -16,6 +16,7 @@ from raremix.errors import NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import EngineName, Metric, nearest
 from raremix.neighbors.search import unit_rows
+from raremix.options import check_count, is_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -59,27 +60,25 @@ class KNNDistance:
         engine: EngineName = "auto",
         max_memory: int = 2**29,
     ) -> None:
-        if isinstance(k, numbers.Integral):
-            k = k if isinstance(k, bool) else int(k)
-        if isinstance(k, bool) or (k < 1 if isinstance(k, int) else not 0.0 < k < 1.0):
+        if not is_number(k) or not (k >= 1 if isinstance(k, numbers.Integral) else 0.0 < k < 1.0):
             raise OptionError(
                 f"KNNDistance expects k as a count of at least 1 or a share in (0, 1), got {k!r}."
             )
+        # A plain number, since a saved state may hold no numpy scalars.
+        self.k = int(k) if isinstance(k, numbers.Integral) else float(k)
         _check_metric("KNNDistance", metric)
         if engine not in get_args(EngineName):
             raise OptionError(
                 f"KNNDistance expects engine 'auto', 'torch' or 'faiss', got {engine!r}."
             )
-        if isinstance(k, int) and capacity <= k:
+        self.bank = ReferenceBank(capacity)
+        if isinstance(self.k, int) and capacity <= k:
             raise OptionError(
                 f"KNNDistance expects a capacity above k={k}, got {capacity}; raise capacity."
             )
-        # A plain number, since a saved state may hold no numpy scalars.
-        self.k = k if isinstance(k, int) else float(k)
         self.metric: Metric = metric
         self.engine: EngineName = engine
-        self.max_memory = max_memory
-        self.bank = ReferenceBank(capacity)
+        self.max_memory = check_count("KNNDistance", "max_memory", max_memory, least=2**20)
 
     def __repr__(self) -> str:
         return (

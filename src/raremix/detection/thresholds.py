@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raremix.errors import OptionError
+from raremix.options import check_count, check_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -32,9 +33,7 @@ class FixedThreshold:
     """
 
     def __init__(self, value: float) -> None:
-        if not math.isfinite(value):
-            raise OptionError(f"FixedThreshold expects a finite value, got {value}.")
-        self._value = float(value)
+        self._value = check_number("FixedThreshold", "value", value)
 
     def __repr__(self) -> str:
         return f"FixedThreshold({self._value})"
@@ -78,16 +77,13 @@ class QuantileThreshold:
     """
 
     def __init__(self, quantile: float = 0.95, *, calibration_scores: int = 1024) -> None:
-        if not 0.0 < quantile < 1.0:
-            raise OptionError(f"QuantileThreshold expects a quantile in (0, 1), got {quantile}.")
-        if calibration_scores < 1:
-            raise OptionError(
-                f"QuantileThreshold expects calibration_scores of at least 1, "
-                f"got {calibration_scores}."
-            )
         # Plain numbers, since a saved state may hold no numpy scalars.
-        self.quantile = float(quantile)
-        self.calibration_scores = int(calibration_scores)
+        self.quantile = check_number(
+            "QuantileThreshold", "quantile", quantile, above=0.0, below=1.0
+        )
+        self.calibration_scores = check_count(
+            "QuantileThreshold", "calibration_scores", calibration_scores, least=1
+        )
         self._seen = _no_scores()
         self._value = math.inf
 
@@ -168,25 +164,21 @@ class FlagRate:
         warmup_scores: int | None = None,
         gain: float = 0.02,
     ) -> None:
-        if not 0.0 < rate < 1.0:
-            raise OptionError(f"FlagRate expects a rate in (0, 1), got {rate}.")
+        # Plain numbers, since a saved state may hold no numpy scalars.
+        self.rate = check_number("FlagRate", "rate", rate, above=0.0, below=1.0)
+        self.window = check_count("FlagRate", "window", window, least=1)
         if window < 2 / rate:
             raise OptionError(
                 f"FlagRate expects a window of at least 2 / rate = {math.ceil(2 / rate)} scores, "
                 f"got {window}; a shorter one cannot hold the quantile."
             )
         warmup_scores = min(1024, window) if warmup_scores is None else warmup_scores
-        if not 1 <= warmup_scores <= window:
+        self.warmup_scores = check_count("FlagRate", "warmup_scores", warmup_scores, least=1)
+        if warmup_scores > window:
             raise OptionError(
                 f"FlagRate expects warmup_scores from 1 to window={window}, got {warmup_scores}."
             )
-        if not 0.0 <= gain < math.inf:
-            raise OptionError(f"FlagRate expects a finite gain of at least 0, got {gain}.")
-        # Plain numbers, since a saved state may hold no numpy scalars.
-        self.rate = float(rate)
-        self.window = int(window)
-        self.warmup_scores = int(warmup_scores)
-        self.gain = float(gain)
+        self.gain = check_number("FlagRate", "gain", gain, least=0.0)
         self._recent = _no_scores()  # a ring once it holds `window` scores
         self._next = 0
         self._level = self.rate

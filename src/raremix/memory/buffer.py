@@ -9,6 +9,7 @@ no images.
 import copy
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,15 @@ import torch.utils.data
 from torch import Tensor
 
 from raremix import distributed
-from raremix.errors import BufferProcessError, EmbeddingShapeError, LagError, OptionError
+from raremix.errors import (
+    BufferProcessError,
+    EmbeddingShapeError,
+    LagError,
+    OptionError,
+    RaremixWarning,
+)
 from raremix.inputs import ArrayLike, as_ids
+from raremix.options import check_count
 from raremix.protocols import BatchRows, Flags, State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -83,12 +91,11 @@ class RareMemoryBuffer:
     """
 
     def __init__(self, capacity: int, *, max_bytes: int | None = None) -> None:
-        if capacity < 1:
-            raise OptionError(f"RareMemoryBuffer expects a capacity of at least 1, got {capacity}.")
-        if max_bytes is not None and max_bytes < 1:
-            raise OptionError(f"RareMemoryBuffer expects max_bytes above 0, got {max_bytes}.")
-        self.capacity = capacity
-        self.max_bytes = max_bytes
+        caller = "RareMemoryBuffer"
+        self.capacity = check_count(caller, "capacity", capacity, least=1)
+        self.max_bytes = (
+            None if max_bytes is None else check_count(caller, "max_bytes", max_bytes, least=1)
+        )
         self._living: dict[int, _Entry] = {}  # in order of admission
         self._left: deque[_Entry] = deque()  # in order of leaving, while a draw may ask for them
         self._history_steps = 0  # 0 until a sampler draws from this buffer
@@ -162,6 +169,11 @@ class RareMemoryBuffer:
             rows = None
             ids = as_ids(cast("ArrayLike", batch), caller="RareMemoryBuffer.add")
             replayed = torch.zeros(len(ids), dtype=torch.bool)
+        if not (hasattr(detection, "scores") and hasattr(detection, "is_rare")):
+            raise OptionError(
+                "RareMemoryBuffer.add expects what OODDetector.observe returned, with scores and "
+                f"is_rare, got {type(detection).__name__}."
+            )
         scores, is_rare = detection.scores.detach().cpu(), detection.is_rare.cpu()
         if not ids.shape == scores.shape == is_rare.shape == replayed.shape:
             raise EmbeddingShapeError(
@@ -193,6 +205,15 @@ class RareMemoryBuffer:
             crops = distributed.gather_rows(crops.detach().cpu()[told])
         if step is None:
             self._counts["late"] += 1
+            if self._counts["late"] == 1:
+                warnings.warn(
+                    "RareMemoryBuffer.add got feedback for a batch that had its feedback already, "
+                    "or so late that later batches were drawn without it, and ignored it. Call add "
+                    "once for each batch, before the next is asked for, and give every loader a "
+                    'buffer of its own; metrics()["late"] counts further ones.',
+                    RaremixWarning,
+                    stacklevel=4,
+                )
             return 0
         return self._take_in(
             step, ids.tolist(), scores.tolist(), wanted.tolist(), replayed.tolist(), crops
@@ -336,10 +357,19 @@ class RareMemoryBuffer:
         """Say that batch number ``step`` has been delivered and its feedback may come.
 
         Number 0 means that a new loader begins, to which everything held is old.
+
+        Raises:
+            LagError: If a sampler draws from this buffer and ``step`` does not follow the last.
         """
         self._guard("advance")
         if step == 0 <= self._step:
             self._count_anew()
+        if self._history_steps and step not in (self._step, self._step + 1):
+            raise LagError(
+                f"RareMemoryBuffer was told of batch {step} when it was at batch {self._step}: "
+                "loader and buffer do not belong together. Load the states of both, saved at the "
+                "same time, and give two loaders that run at once a buffer each."
+            )
         self._step = max(self._step, step)
 
     def view(self, step: int) -> list[int]:
@@ -372,8 +402,7 @@ class RareMemoryBuffer:
         Returns:
             Copies of the entries drawn; none of them if the buffer is empty.
         """
-        if count < 0:
-            raise OptionError(f"RareMemoryBuffer.draw expects a count of at least 0, got {count}.")
+        count = check_count("RareMemoryBuffer.draw", "count", count, least=0)
         held = list(self._living.values())
         order = torch.randperm(len(held), generator=generator)[:count].tolist()
         return _as_entries(held[index] for index in order)

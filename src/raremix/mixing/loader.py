@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 from raremix.errors import LagError, LoaderError
 from raremix.mixing.base import GivenSampler
 from raremix.mixing.sampler import Batch, BufferedMixSampler
+from raremix.options import check_count
 from raremix.protocols import ReplaySource, State
 
 __all__ = ["MixedLoader", "mixed_loader"]
@@ -89,6 +90,7 @@ def mixed_loader(
 ) -> MixedLoader[_BatchT]:
     """Build the loader for ``BufferedMixSampler.wrap``, whose page says what it does."""
     _refuse_what_cannot_be_mixed(loader)
+    lag = check_count("BufferedMixSampler.wrap", "lag", lag, least=1)
     ahead = loader.num_workers * (loader.prefetch_factor or 0)
     if lag <= ahead:
         raise LagError(

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from raremix import distributed
 from raremix.errors import LagError, LoaderError, OptionError
 from raremix.mixing.base import BaseBatches, base_batches
+from raremix.options import check_count, check_number
 from raremix.protocols import ReplaySource, State
 from raremix.seeds import seeded_generator
 from raremix.state import check_settings, open_state, sealed_state
@@ -121,17 +122,14 @@ class BufferedMixSampler(DistributedSampler[int]):
     ) -> None:
         # DistributedSampler is inherited so that trainers recognise a sampler that shards for
         # itself; its own constructor would ask for the process group, which may not exist yet.
-        if not 0.0 <= replay < 1.0:
-            raise OptionError(
-                f"BufferedMixSampler expects replay as a share in [0, 1), got {replay}."
-            )
+        caller = "BufferedMixSampler"
+        replay = check_number(caller, "replay", replay, least=0.0, below=1.0)
+        lag = check_count(caller, "lag", lag, least=1)
         if replay > 0 and batch_size == 1:
             raise OptionError(
                 "BufferedMixSampler cannot replay in batches of one row; raise batch_size, or set "
                 "replay=0."
             )
-        if lag < 1:
-            raise OptionError(f"BufferedMixSampler expects a lag of at least 1, got {lag}.")
         if num_replicas is not None and not 0 <= (rank or 0) < num_replicas:
             raise OptionError(
                 f"BufferedMixSampler expects a rank in [0, {num_replicas}), got {rank} of "
@@ -190,11 +188,14 @@ class BufferedMixSampler(DistributedSampler[int]):
             loader: A DataLoader over a map-style dataset. If it shuffles, the order is drawn from
                 ``seed``; a sampler of its own is kept.
             buffer: The buffer of rare ids.
-            replay: As for the class.
-            seed: As for the class.
-            lag: As for the class.
-            num_replicas: As for the class.
-            rank: As for the class.
+            replay: The share of each batch taken from the buffer, in [0, 1); rounded to whole
+                rows, at least one: of four rows, one is the least. 0 turns mixing off.
+            seed: Seed of the order and of the draws.
+            lag: A draw reads the buffer as it was this many steps earlier; at least
+                num_workers * prefetch_factor + 1.
+            num_replicas: How many processes share the dataset; asked of torch.distributed when
+                needed if not given.
+            rank: This process's place among them; likewise.
 
         Raises:
             LoaderError: If the loader cannot be mixed: an iterable dataset, no batching, batches

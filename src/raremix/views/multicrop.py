@@ -11,10 +11,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from raremix.errors import ImageInputError, OptionError
+from raremix.options import check_count, check_numbers, check_range
 from raremix.views.draws import ViewParameters, draw_parameters
 from raremix.views.images import ImageLike, as_image
 from raremix.views.pixels import make_view
-from raremix.views.view import View, check_count, check_numbers, check_range
+from raremix.views.view import View
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MultiCropTransform"]
 

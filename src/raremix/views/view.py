@@ -4,13 +4,11 @@ It knows no image and draws nothing.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
-from raremix.errors import OptionError
+from raremix.options import check_count, check_number, check_range
 
-__all__ = ["View", "check_count", "check_numbers", "check_range"]
+__all__ = ["View"]
 
 
 @dataclass(frozen=True)
@@ -86,41 +84,4 @@ class View:
             ("solarize_p", 1.0),
         ):
             value = getattr(self, name)
-            if not (_is_number(value) and 0.0 <= value <= most):
-                span = f"in [0, {most:g}]" if most < math.inf else "of at least 0"
-                raise OptionError(f"View expects {name} as a number {span}, got {value!r}.")
-
-
-def check_count(caller: str, name: str, value: int, *, least: int) -> int:
-    """Return ``value`` as an int, or raise ``OptionError`` if it is no whole number >= least."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise OptionError(
-            f"{caller} expects {name} as a whole number of at least {least}, got {value!r}."
-        )
-    return int(value)
-
-
-def check_numbers(caller: str, name: str, value: Sequence[float], *, length: int) -> list[float]:
-    """Return ``length`` finite numbers as floats, or raise ``OptionError``."""
-    numbers = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else []
-    if len(numbers) != length or not all(_is_number(number) for number in numbers):
-        raise OptionError(f"{caller} expects {name} as {length} finite numbers, got {value!r}.")
-    return [float(number) for number in numbers]
-
-
-def check_range(
-    caller: str, name: str, value: Sequence[float], *, above: float, most: float
-) -> tuple[float, float]:
-    """Return ``(low, high)`` with above < low <= high <= most, or raise ``OptionError``."""
-    low, high = check_numbers(caller, name, value, length=2)
-    if not above < low <= high <= most:
-        end = f" and {name}[1] <= {most:g}" if most < math.inf else ""
-        raise OptionError(
-            f"{caller} expects {name} as (least, greatest) with {name}[0] > {above:g}{end}, "
-            f"got {value!r}."
-        )
-    return low, high
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            check_number("View", name, value, least=0.0, most=most)
