@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Console", "number", "percent"]
+__all__ = ["Console", "counted", "number", "percent"]
 
 
 class Console:
@@ -59,6 +59,11 @@ class Console:
 def number(value: float | None, digits: int = 4) -> str:
     """A number for a table, a dash where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, such as ``1 image`` or ``2,000 images``."""
+    return f"{count:,} {noun if count == 1 else f'{noun}s'}"
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,7 @@ import ast
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -19,12 +19,19 @@ from torch import Tensor
 from raremix.data.kinds import PathLike, file_kind
 from raremix.errors import FileFormatError
 
-__all__ = ["Array", "Member", "list_members", "read_array", "read_torch"]
+__all__ = ["Array", "Member", "list_members", "pick_array", "read_array", "read_torch"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _LONGEST_HEADER = 2**20
 _CHUNK = 2**20
+_LISTED = 10
+_NAME_IT = "name the one you mean (on the command line FILE:MEMBER, or --member for embeddings)"
+
+# What the tensors of a network are called. The only matrix of a ResNet is its classifier.
+_PARAMETER = re.compile(
+    r"(?:^|[._])(?:weight|bias|kernel|weight_[gv]|running_mean|running_var)$|^(?:cls|mask)_token$"
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Member:
 Wanted: TypeAlias = Callable[[Member], bool]
 
 
-def read_array(
+def pick_array(
     path: PathLike,
     *,
     caller: str,
@@ -54,11 +61,13 @@ def read_array(
     wanted: Wanted,
     what: str,
     mmap: bool = True,
-) -> Array:
-    """Read the one array of a file that is meant.
+) -> tuple[Array, str | None]:
+    """Read the one array of a file that is meant, and say which it was.
 
     The member is chosen in this order: ``member`` if given; else the first of ``names`` that is
-    there and wanted; else the only wanted array.
+    there and wanted; else the only wanted array. In a .pt, dicts within dicts are searched too
+    before an array is called the only one, and one that is named like a network's weights is not
+    taken unasked.
 
     Args:
         path: A .npy, .npz or .pt file; its content decides, not its name.
@@ -70,7 +79,8 @@ def read_array(
         mmap: Map the file into memory instead of reading it, where the layout allows.
 
     Returns:
-        The array. Mapped arrays are read-only; other pages of the file are never read.
+        The array, and the name of its member, None where the file holds nothing else. Mapped
+        arrays are read-only; other pages of the file are never read.
 
     Raises:
         FileFormatError: If the file is damaged, holds objects, or leaves the choice open.
@@ -91,12 +101,12 @@ def read_array(
                 "leave the member out."
             )
         _check(found, place, caller=caller, wanted=wanted, what=what)
-        return array
+        return array, None
     if kind == "npz":
         with zipfile.ZipFile(place) as archive:
             members = _npz_members(archive, place, caller=caller)
             chosen = _choose(members, place, caller, member, names, wanted, what)
-            return _open_member(archive, place, chosen, caller=caller, mmap=mmap)
+            return _open_member(archive, place, chosen, caller=caller, mmap=mmap), chosen.name
     loaded = read_torch(place, caller=caller, mmap=mmap)
     tensors = _tensors(loaded, place, caller=caller)
     if member is not None and not isinstance(loaded, dict):
@@ -104,16 +114,35 @@ def read_array(
             f"{caller}: {place} holds a single tensor and no member {member!r}; "
             "leave the member out."
         )
-    chosen = _choose(
-        [_tensor_member(name, tensor) for name, tensor in tensors.items()],
-        place,
-        caller,
-        member,
-        names,
-        wanted,
-        what,
-    )
-    return _to_numpy(tensors[chosen.name])
+    members = [_tensor_member(name, tensor) for name, tensor in tensors.items()]
+    chosen = _choose(members, place, caller, member, names, wanted, what)
+    if isinstance(loaded, Tensor):
+        return _to_numpy(loaded), None
+    if member is None and chosen.name not in names:
+        count = sum(wanted(_tensor_member("", tensor)) for tensor in _all_tensors(loaded))
+        if count > 1 or _PARAMETER.search(chosen.name):
+            inside = "holds several of them" if count > 1 else "looks like the weights of a network"
+            raise FileFormatError(
+                f"{caller} expects {what}, and {place} {inside}; {_NAME_IT}. "
+                f"It holds: {_listed(members, place)}."
+            )
+    return _to_numpy(tensors[chosen.name]), chosen.name
+
+
+def read_array(
+    path: PathLike,
+    *,
+    caller: str,
+    member: str | None,
+    names: Sequence[str],
+    wanted: Wanted,
+    what: str,
+    mmap: bool = True,
+) -> Array:
+    """Read the one array of a file that is meant; as ``pick_array``, without its name."""
+    return pick_array(
+        path, caller=caller, member=member, names=names, wanted=wanted, what=what, mmap=mmap
+    )[0]
 
 
 def list_members(path: PathLike, *, caller: str) -> list[Member]:
@@ -294,6 +323,14 @@ def _tensors(loaded: Any, place: Path, *, caller: str) -> dict[str, Tensor]:
     )
 
 
+def _all_tensors(loaded: Any) -> Iterator[Tensor]:
+    if isinstance(loaded, Tensor):
+        yield loaded
+    elif isinstance(loaded, dict):
+        for value in loaded.values():
+            yield from _all_tensors(value)
+
+
 def _tensor_member(name: str, tensor: Tensor) -> Member:
     if tensor.layout != torch.strided or tensor.is_quantized:
         kind = "V"
@@ -327,7 +364,7 @@ def _choose(
     wanted: Wanted,
     what: str,
 ) -> Member:
-    listed = "; ".join(map(str, members[:20])) or "no array"
+    listed = _listed(members, place)
     if member is not None:
         for candidate in members:
             if candidate.name == member:
@@ -346,21 +383,32 @@ def _choose(
             _refuse_objects(candidate, place, caller=caller)
         raise FileFormatError(f"{caller} expects {what}, and {place} has none. It holds: {listed}.")
     raise FileFormatError(
-        f"{caller} expects {what}, and {place} has {len(fitting)} of them; name the one you mean "
-        f"(FILE:MEMBER on the command line). It holds: {listed}."
+        f"{caller} expects {what}, and {place} has {len(fitting)} of them; {_NAME_IT}. "
+        f"They are: {_listed(fitting, place)}."
     )
 
 
 def _check(found: Member, place: Path, *, caller: str, wanted: Wanted, what: str) -> None:
     _refuse_objects(found, place, caller=caller)
     if not wanted(found):
-        raise FileFormatError(f"{caller} expects {what}, got {found} in {place}.")
+        raise FileFormatError(f"{caller} expects {what}; {place} has {_shown(found, place)}.")
+
+
+def _listed(members: Sequence[Member], place: Path) -> str:
+    shown = "; ".join(_shown(member, place) for member in members[:_LISTED]) or "no array"
+    more = len(members) - _LISTED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _shown(member: Member, place: Path) -> str:
+    # A lone array goes by the name of its file, which the message has named already.
+    return f"{member.shape} {member.dtype}" if member.name == place.name else str(member)
 
 
 def _refuse_objects(found: Member, place: Path, *, caller: str) -> None:
     if found.kind == "O":
         raise FileFormatError(
-            f"{caller}: {found} in {place} holds Python objects, which can run code when opened "
+            f"{caller}: {_shown(found, place)} in {place} holds Python objects, which can run code when opened "
             "and are refused; stack the rows with numpy.stack(...).astype('float32') and save "
             "that."
         )

@@ -3,11 +3,11 @@
 It checks that there is one row of numbers per image; what made the rows it does not know.
 """
 
-from raremix.data.arrays import Array, Member, read_array
+from raremix.data.arrays import Array, Member, pick_array
 from raremix.data.kinds import PathLike
 from raremix.errors import FileFormatError
 
-__all__ = ["read_embeddings"]
+__all__ = ["pick_embeddings", "read_embeddings"]
 
 _NAMES = ("embedding", "embeddings", "features", "x")
 
@@ -16,7 +16,8 @@ def read_embeddings(path: PathLike, *, member: str | None = None, mmap: bool = T
     """Read embeddings from a .npy, .npz or .pt file, without loading more than is asked for.
 
     What the file is, its content says, not its name. Of several arrays the one named
-    ``embedding``, ``embeddings``, ``features`` or ``x`` is taken, else the only matrix of numbers.
+    ``embedding``, ``embeddings``, ``features`` or ``x`` is taken, else the only matrix of numbers,
+    unless it is named like the weights of a network.
 
     Args:
         path: The file. Pickles and arrays of Python objects are refused.
@@ -39,7 +40,18 @@ def read_embeddings(path: PathLike, *, member: str | None = None, mmap: bool = T
         ...     read_embeddings(f"{folder}/all.npz", mmap=False).shape
         (3, 3)
     """
-    embeddings = read_array(
+    return pick_embeddings(path, member=member, mmap=mmap)[0]
+
+
+def pick_embeddings(
+    path: PathLike, *, member: str | None = None, mmap: bool = True
+) -> tuple[Array, str | None]:
+    """Read embeddings as ``read_embeddings`` does, and say which member of the file they were.
+
+    Returns:
+        The array, and the name of its member; None where the file holds nothing else.
+    """
+    embeddings, chosen = pick_array(
         path,
         caller="read_embeddings",
         member=member,
@@ -53,7 +65,7 @@ def read_embeddings(path: PathLike, *, member: str | None = None, mmap: bool = T
             f"read_embeddings: the matrix in {path} has shape {embeddings.shape} and holds no "
             "numbers."
         )
-    return embeddings
+    return embeddings, chosen
 
 
 def _is_matrix(member: Member) -> bool:

@@ -15,6 +15,8 @@ from raremix.errors import FileFormatError
 
 __all__ = ["read_lines", "read_vector"]
 
+_BINARY = frozenset({".npy", ".npz", ".pt", ".pth"})
+
 # Where every value is text, only these first lines are taken for a heading.
 _HEADERS = frozenset(
     {"class", "file", "filename", "frame", "id", "ids", "image", "is_rare", "label", "labels"}
@@ -42,6 +44,11 @@ def read_vector(path: PathLike, member: str | None = None, *, names: Sequence[st
     """
     place = Path(path)
     if file_kind(place, caller="read_vector") == "text":
+        if place.suffix.lower() in _BINARY:
+            raise FileFormatError(
+                f"read_vector: {place} is a text file; expected one value per row in a .npy, .npz "
+                "or .pt file, as its name says. If it holds one value per line, rename it to .txt."
+            )
         values, has_heading = _column(place, member, names)
         return _parse(values, place, has_heading=has_heading)
     vector = read_array(

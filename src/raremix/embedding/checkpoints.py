@@ -18,7 +18,9 @@ from raremix.data.arrays import read_torch
 from raremix.data.kinds import PathLike, file_kind
 from raremix.errors import CheckpointMismatchError, FileFormatError
 
-__all__ = ["LoadReport", "load_backbone"]
+__all__ = ["LoadReport", "load_backbone", "read_weights"]
+
+_NAMED = 3  # names an error or a log shows of a longer list
 
 # Entries of a checkpoint that hold the weights themselves, outermost first.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "backbone")
@@ -118,6 +120,20 @@ def load_backbone(
         loaded=len(fitting),
         dropped=tuple(key for key in saved if key not in used),
     )
+
+
+def read_weights(
+    path: PathLike, *, which: Literal["teacher", "student"] = "teacher"
+) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint by name, without filling any model; see ``load_backbone``.
+
+    Raises:
+        FileFormatError: If the file is missing, damaged, not of torch, or holds no weights.
+        CheckpointMismatchError: If it holds only the other network.
+    """
+    place = Path(path)
+    found = _unwrap(_read(place), place, which)[0]
+    return {_plain(key): tensor for key, tensor in found.items()}
 
 
 def _read(place: Path) -> Any:
@@ -221,7 +237,8 @@ def _listing(title: str, names: list[str]) -> str:
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _advice(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
