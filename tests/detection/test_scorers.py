@@ -129,3 +129,10 @@ def test_other_options_out_of_range_are_refused() -> None:
         KNNDistance(engine="annoy")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(OptionError, match="capacity above k=10, got 10"):
         KNNDistance(k=10, capacity=10)
+
+
+def test_ids_are_refused_where_the_reference_has_none() -> None:
+    scorer = KNNDistance(k=2)
+    scorer.fit(torch.randn(10, 3))
+    with pytest.raises(OptionError, match="reference was given without ids"):
+        scorer.score(torch.randn(2, 3), torch.tensor([0, 1]))

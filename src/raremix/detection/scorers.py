@@ -141,6 +141,7 @@ class KNNDistance:
         Raises:
             EmbeddingShapeError: If ``embeddings`` is not (batch, dim) of the reference's width.
             NotEnoughReferenceError: If fewer than k reference embeddings can be compared.
+            OptionError: If ids are given and the reference has none.
         """
         rows = as_embeddings(embeddings, caller="KNNDistance.score", dim=self.bank.dim)
         if len(self.bank) < self._count():
@@ -149,8 +150,13 @@ class KNNDistance:
                 f"{len(self.bank)}; call fit or update with more, or build it with a smaller k."
             )
         known = self.bank.ids
-        if ids is None or known is None:
+        if ids is None:
             return self._distances(rows, None, None)
+        if known is None:
+            raise OptionError(
+                "KNNDistance.score got ids, but the reference was given without ids, so a row could "
+                "not be told from itself; pass ids always or never."
+            )
         return self._distances(rows, ids, known)
 
     def _distances(self, rows: Tensor, ids: Tensor | None, known: Tensor | None) -> Tensor:
