@@ -25,6 +25,7 @@ FLOORS = {
     "errors": 0,
     "protocols": 0,
     "inputs": 0,
+    "options": 0,
     "progress": 0,
     "distributed": 0,
     "seeds": 0,
