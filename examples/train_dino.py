@@ -165,16 +165,13 @@ def build_backbone(settings: Settings) -> tuple[nn.Module, int]:
             ]
         # A 2x2 grid is kept, since strokes are told apart by where they are.
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()), 16 * width
-    name = settings.arch.removesuffix("-small")
-    if name.startswith("vit"):
+    if settings.arch.startswith("vit"):
         model = raremix.backbone(
-            name, patch_size=settings.patch_size, image_size=settings.global_crop_size
+            settings.arch, patch_size=settings.patch_size, image_size=settings.global_crop_size
         )
     else:
-        model = raremix.backbone(name)
-    if settings.arch.endswith("-small"):
-        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        model.maxpool = nn.Identity()
+        small = settings.arch.endswith("-small")
+        model = raremix.backbone(settings.arch.removesuffix("-small"), small_images=small)
     model.eval()
     with torch.no_grad():
         side = settings.global_crop_size

@@ -14,6 +14,8 @@ from raremix import __version__
 from raremix.cli import main
 from raremix.cli.console import Console
 
+WITH_PAGE = ["score", "{rows}", "--out", "{here}/s", "--html", "{here}/r.html"]
+
 
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Path:
@@ -59,6 +61,24 @@ def test_version_is_that_of_the_package(capsys: Any) -> None:
             "with --scores nothing is scored",
         ),
         (["embed", "x", "--out", "y.npy"], "random weights gives no embeddings worth scoring"),
+        (
+            [
+                "embed",
+                "x",
+                "--weights",
+                "w",
+                "--out",
+                "y.npy",
+                "--small-images",
+                "--backbone",
+                "vit_tiny",
+            ],
+            "--small-images is for a ResNet; with --backbone vit_tiny, pass a small --patch-size",
+        ),
+        (
+            ["embed", "x", "--weights", "random", "--out", "y.txt"],
+            "the embeddings are written as .npy, so name a file that ends in .npy",
+        ),
     ],
 )
 def test_a_command_that_is_not_understood_exits_with_2(
@@ -75,8 +95,8 @@ def test_a_command_that_is_not_understood_exits_with_2(
     [
         (["score", "gone.npy"], "gone.npy"),
         (["score", "{here}/bad.npy"], "bad.npy"),
-        (["score", "{rows}", "--k", "60"], "k=60"),
-        (["score", "{rows}", "--out", "{rows}"], "File exists"),
+        (["score", "{rows}", "--k", "60"], "has only 59 other rows; pass a smaller --k"),
+        (["score", "{rows}", "--out", "{rows}"], "--out is a folder; {rows} is a file"),
         (["score", "{rows}", "--ids", "{here}/few.txt"], "has 2 entries for 60 rows"),
         (["score", "{rows}", "--paths", "{here}/few.txt"], "has 2 entries for 60 rows"),
         (["score", "{rows}", "--labels", "{here}/few.txt"], "has 2 entries for 60 rows"),
@@ -86,8 +106,41 @@ def test_a_command_that_is_not_understood_exits_with_2(
         (["report", "{rows}", "--out", "{here}/r.html", "--images", "{here}/few.txt"], "2 images"),
         (["report", "{rows}", "--out", "{here}/r.html", "--scores", "{here}/few.txt"], "2 scores"),
         (["report", "{rows}", "--out", "{here}"], "it is a folder"),
+        (
+            [*WITH_PAGE, "--images", "{here}/none"],
+            "--images: no such folder or file: {here}/none",
+        ),
+        (
+            [*WITH_PAGE, "--images", "{here}/empty"],
+            "found no image in {here}/empty",
+        ),
+        (
+            [*WITH_PAGE, "--images", "{here}/few.txt"],
+            "has 2 images for 60 rows",
+        ),
+        (["score", "{rows}", "--reference", "{here}/wide.npy:a"], "no member 'a'"),
+        (["score", "{rows}", "--reference", "{rows}", "--k", "60"], "has 60; pass a smaller --k"),
+        (["score", "{here}/one.npy"], "has 1 row, without NaN, so there is nothing"),
+        (["score", "{rows}", "--k", "40", "--ids", "{here}/half.txt"], "only 30 other rows with"),
+        (["score", "{rows}", "--scorer", "mean", "--ids", "{here}/few.txt"], "2 entries for"),
+        (["score", "{here}/text.npy"], "text.npy is a text file; expected a matrix"),
+        (
+            ["evaluate", "{here}/text.npy", "--labels", "{here}/half.txt"],
+            "text.npy is a text file; expected one value per row",
+        ),
         (["evaluate", "{here}/few.txt", "--labels", "{here}/gone.npz"], "gone.npz"),
-        (["embed", "{here}/none", "--weights", "random", "--out", "{here}/e.npy"], "none"),
+        (
+            ["embed", "{here}/none", "--weights", "random", "--out", "{here}/e.npy"],
+            "no such folder or file: {here}/none",
+        ),
+        (
+            ["embed", "{here}/one.jpg", "--weights", "random", "--out", "{here}/e.npy"],
+            "expects a folder of images, or a .npz with uint8 images; {here}/one.jpg is one image",
+        ),
+        (
+            ["embed", "{here}/few.txt", "--weights", "random", "--out", "{here}/e.npy"],
+            "few.txt is a text file",
+        ),
     ],
 )
 def test_work_that_fails_exits_with_1_and_one_line(
@@ -96,7 +149,12 @@ def test_work_that_fails_exits_with_1_and_one_line(
     here = embeddings.parent
     (here / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00 cut")
     (here / "few.txt").write_text("1\n2\n")
+    (here / "half.txt").write_text("".join(f"{n // 30}\n" for n in range(60)))
+    (here / "text.npy").write_text("some\nwords\n")
+    (here / "one.jpg").write_bytes(b"\xff\xd8\xff an image")
+    (here / "empty").mkdir()
     np.save(here / "wide.npy", np.zeros((9, 7), np.float32))
+    np.save(here / "one.npy", np.ones((1, 7), np.float32))
     before = {file.name for file in here.iterdir()}
     code = main([word.format(here=here, rows=embeddings) for word in words])
     out, err = capsys.readouterr()
@@ -104,7 +162,7 @@ def test_work_that_fails_exits_with_1_and_one_line(
     assert out == ""
     assert err.startswith("raremix: error: ")
     assert err.count("\n") == 1
-    assert message in err
+    assert message.format(here=here, rows=embeddings) in err
     assert {file.name for file in here.iterdir()} == before
 
 
@@ -114,7 +172,7 @@ def test_an_interrupt_exits_with_130(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raremix.cli.scoring.read_embeddings", stop)
+    monkeypatch.setattr("raremix.cli.scoring.pick_embeddings", stop)
     assert main(["score", str(embeddings)]) == 130
     assert capsys.readouterr().err == "raremix: interrupted\n"
 
@@ -137,7 +195,7 @@ def test_running_out_of_memory_is_said_in_one_line(
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("raremix.cli.scoring.read_embeddings", fail)
+    monkeypatch.setattr("raremix.cli.scoring.pick_embeddings", fail)
     assert main(["score", str(embeddings)]) == 1
     assert "not enough memory" in capsys.readouterr().err
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torch import nn
 
 from raremix.cli import main
 from raremix.data.images import ImageFiles
@@ -48,7 +50,7 @@ def test_rows_are_the_embeddings_of_the_files_in_order(
         expected = model.eval()(torch.stack([image for image, _ in images]))  # type: ignore[attr-defined]
     assert np.load(out) == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
     lines = (tmp_path / "e.paths.txt").read_text().splitlines()
-    assert [Path(line).name for line in lines] == [f"{n}.png" for n in range(6)]
+    assert lines == [f"# root: {photos}", *(f"{n}.png" for n in range(6))]
 
 
 def test_broken_images_are_left_out_counted_and_listed(
@@ -65,7 +67,7 @@ def test_broken_images_are_left_out_counted_and_listed(
     assert "left out" in err
     assert len(np.load(out)) == 5
     lines = (tmp_path / "e.paths.txt").read_text().splitlines()
-    assert [Path(line).name for line in lines] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    assert lines[1:] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
 
 
 def test_what_was_embedded_can_be_scored_and_shown(
@@ -124,4 +126,102 @@ def test_a_folder_of_broken_images_is_an_error(tmp_path: Path, capsys: Any) -> N
     (tmp_path / "p" / "a.png").write_bytes(b"x")
     words = ["embed", str(tmp_path / "p"), "--out", str(tmp_path / "e.npy"), *SMALL]
     assert main([*words, "--weights", "random"]) == 1
-    assert "can read none of the 1 images" in capsys.readouterr().err
+    assert "found 1 image in" in capsys.readouterr().err
+
+
+def test_one_image_is_not_called_images(
+    photos: Path, weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for number in range(1, 5):
+        (photos / f"{number}.png").unlink()
+    (photos / "5.png").write_bytes(b"broken")
+    out = tmp_path / "e.npy"
+    assert main(["embed", str(photos), "--out", str(out), "--weights", str(weights), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 image, 512 wide")
+    assert "1 image could not be read and was left out" in printed
+
+
+@pytest.mark.parametrize(
+    ("built", "options", "asked", "hint"),
+    [
+        ("resnet18", {}, ["--backbone", "resnet50"], "look like --backbone resnet18"),
+        (
+            "resnet18",
+            {},
+            ["--backbone", "resnet18", "--small-images"],
+            "look like --backbone resnet18",
+        ),
+        (
+            "resnet18",
+            {"small_images": True},
+            ["--backbone", "resnet18"],
+            "look like --backbone resnet18 --small-images",
+        ),
+        (
+            "vit_tiny",
+            {"patch_size": 8, "image_size": 32},
+            ["--backbone", "vit_tiny"],
+            "do not fit --backbone vit_tiny; they look like --backbone vit_tiny --patch-size 8",
+        ),
+    ],
+)
+def test_weights_of_another_network_name_the_options_that_fit(
+    built: Any,
+    options: dict[str, Any],
+    asked: list[str],
+    hint: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    torch.save({"teacher": backbone(built, **options).state_dict()}, tmp_path / "w.pth")
+    words = ["embed", str(photos), "--out", f"{tmp_path}/e.npy", "--weights", f"{tmp_path}/w.pth"]
+    assert main([*words, *asked]) == 1
+    err = capsys.readouterr().err
+    assert err.rstrip().endswith(hint.removeprefix("do not fit --backbone vit_tiny; they "))
+    assert hint in err
+    assert len(err) < 300
+
+
+def test_small_images_are_embedded_as_their_own_network_would(
+    photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        # Built as the reference trainer builds it, not by the option under test.
+        model: Any = torchvision.models.resnet18()
+        model.fc = nn.Identity()
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    out = tmp_path / "e.npy"
+    words = ["embed", str(photos), "--out", str(out), "--weights", str(tmp_path / "w.pth")]
+    small = ["--backbone", "resnet18", "--small-images", "--workers", "0", "--device", "cpu"]
+    assert main([*words, *small, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["image_size"] == 32
+    images = ImageFiles(photos, transform=eval_transform(32, 32))
+    with torch.no_grad():
+        expected = model.eval()(torch.stack([image for image, _ in images]))  # type: ignore[attr-defined]
+    assert np.load(out) == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_a_folder_that_moved_is_found_again_by_images(
+    photos: Path, weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "e.npy"
+    assert main(["embed", str(photos), "--out", str(out), "--weights", str(weights), *SMALL]) == 0
+    words = ["report", str(out), "--out", str(tmp_path / "r.html"), "--k", "2"]
+    assert main(words) == 0
+    assert (tmp_path / "r.html").read_text().count("<img") > 6
+    photos.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"the folder {photos} is gone; pass --images DIR" in capsys.readouterr().err
+    assert "<img" not in (tmp_path / "r.html").read_text()
+    assert main([*words, "--images", str(tmp_path / "elsewhere"), "--json"]) == 0
+    assert (tmp_path / "r.html").read_text().count("<img") > 6
+    assert json.loads(capsys.readouterr().out)["pictures"] == {"shown": 6, "unreadable": 0}
+    scored = ["score", str(out), "--out", str(tmp_path), "--k", "2"]
+    assert main([*scored, "--html", f"{tmp_path}/s.html", "--images", f"{tmp_path}/elsewhere"]) == 0
+    assert (tmp_path / "s.html").read_text().count("<img") > 6

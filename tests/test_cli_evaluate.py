@@ -138,7 +138,11 @@ def test_an_area_below_chance_is_pointed_out(data: Any, capsys: Any) -> None:
         ("s.npy", ["few.npy"], "s.npy has 200 scores and"),
         ("s.npy", ["all.npz:label"], "does not say which are rare; add --rare-classes"),
         ("s.npy", ["all.npz", "--rare-classes", "plane,2"], "names plane, and"),
-        ("s.npy", ["flags.npy", "--rare-share", "0.001"], "no class under a share"),
+        (
+            "s.npy",
+            ["flags.npy", "--rare-share", "0.001"],
+            "--rare-share 0.001: {here}/flags.npy has no class under a share",
+        ),
         ("s.npy", ["all.npz:is_rare", "--rare-classes", "7"], "has no sample of it"),
         ("s.npy", ["none.npy"], "of 200 scored samples none is rare"),
         ("list.csv", ["all.npz"], "pass the .scores.npy that was written beside it"),
@@ -156,4 +160,4 @@ def test_labels_and_scores_that_do_not_fit_are_explained(
     (here / "words.txt").write_text("a\nb\n")
     code = main(["evaluate", f"{here}/{scores}", "--labels", f"{here}/{labels[0]}", *labels[1:]])
     assert code == 1
-    assert message in capsys.readouterr().err
+    assert message.format(here=here) in capsys.readouterr().err

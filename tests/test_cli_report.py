@@ -1,5 +1,6 @@
 """``raremix report``: pictures from everywhere, neighbours, duplicates."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def test_the_neighbours_are_the_nearest_rows(here: Path) -> None:
     page = _run(here, "--top", 3, "--k", 5)
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
     rarest = np.argsort(-np.sort(distances, axis=1)[:, 5])[:3]
-    for row, card in zip(rarest, re.findall(r'class="card".*?</li>', page, re.S), strict=True):
-        shown = [float(value) for value in re.findall(r"<b>([^<]*)</b>", card)]
+    for row, card in zip(rarest, re.findall(r'class="sample".*?</tr>', page, re.S), strict=True):
+        shown = [float(value) for value in re.findall(r'class="near">.*?</b> ([^<]*)</span>', card)]
         assert shown == pytest.approx(np.sort(distances[row])[1:5].tolist(), rel=1e-3)
 
 
@@ -77,7 +78,7 @@ def test_near_duplicates_are_found_once_each(here: Path) -> None:
 def test_scores_that_exist_are_shown_as_they_are(here: Path) -> None:
     np.save(here / "s.npy", np.arange(30, dtype=np.float32))
     page = _run(here, "--scores", here / "s.npy", "--rate", 0.1, "--top", 1)
-    assert '<div class="score">29</div>' in page
+    assert '<td class="n score">29</td>' in page
     assert re.search(r'called rare</dt><dd class="big">3<', page)
 
 
@@ -85,7 +86,7 @@ def test_rows_with_nan_are_listed_and_no_neighbours(here: Path) -> None:
     rows = np.load(here / "e.npy")
     rows[4] = np.nan
     np.save(here / "e.npy", rows)
-    page = _run(here)
+    page = _run(here, "--images", here / "i.npz")
     assert "the embedding holds NaN or infinity" in page
     assert 'title="4"' not in page.partition("Left out")[0]
 
@@ -99,7 +100,8 @@ def test_labels_and_command_are_on_the_page(here: Path) -> None:
 
 def test_siblings_are_not_shown_as_neighbours(here: Path) -> None:
     (here / "ids.txt").write_text("".join(f"{n // 10}\n" for n in range(30)))
-    page = _run(here, "--ids", here / "ids.txt", "--top", 2, "--k", 3)
+    images = ("--images", here / "i.npz")
+    page = _run(here, "--ids", here / "ids.txt", "--top", 2, "--k", 3, *images)
     for card in re.findall(r'class="card".*?</li>', page, re.S):
         own, *others = re.findall(r'class="(?:more )?name" title="(\d)"', card)
         assert len(others) == 4
@@ -115,3 +117,42 @@ def test_another_number_of_images_is_explained(here: Path, capsys: Any) -> None:
     err = capsys.readouterr().err
     assert "has 29 images for 30 rows" in err
     assert "pass --paths" in err
+
+
+def test_images_win_over_the_absolute_paths_of_a_list_made_elsewhere(here: Path) -> None:
+    (here / "photos" / "a").mkdir()
+    for file in (here / "photos").glob("*.png"):
+        file.rename(file.parent / "a" / file.name)
+    lines = "".join(f"/somewhere/else/a/{number:02}.png\n" for number in range(30))
+    (here / "e.paths.txt").write_text(lines)
+    assert len(_pictures(_run(here, "--images", here / "photos"))) > 30
+
+
+def test_a_folder_without_any_file_of_the_list_is_an_error(here: Path, capsys: Any) -> None:
+    (here / "e.paths.txt").write_text("".join(f"x{number}.png\n" for number in range(30)))
+    words = ["report", f"{here}/e.npy", "--out", f"{here}/r.html", "--images", f"{here}/photos"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "has none of the 30 files that" in err
+    assert "x0.png" in err
+    assert not (here / "r.html").exists()
+
+
+def test_pictures_that_cannot_be_read_are_counted(here: Path, capsys: Any) -> None:
+    for number in range(29):
+        (here / "photos" / f"{number:02}.png").write_bytes(b"broken")
+    _run(here, "--images", here / "photos", "--json")
+    out, err = capsys.readouterr()
+    assert "raremix: 29 of 30 pictures could not be read, the first: 00.png: " in err
+    assert json.loads(out)["pictures"] == {"shown": 1, "unreadable": 29}
+
+
+def test_without_images_there_are_rows_of_numbers_and_no_empty_frames(here: Path) -> None:
+    rows = np.load(here / "e.npy")
+    rows[3] = rows[20]
+    np.save(here / "e.npy", rows)
+    page = _run(here)
+    assert "no picture" not in page
+    assert page.count('class="sample"') == 30
+    assert page.count('class="frame"') == 0
+    assert page.count('class="pair-row"') == 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ def test_the_paths_that_embed_wrote_are_found(tmp_path: Path, file: Path, capsys
     (tmp_path / "rows.paths.txt").write_text("one.jpg\n")
     _run(file, "--out", tmp_path)
     assert "path" not in _listed(tmp_path / "rows.rarest.csv")[0]
-    assert "has 1 lines for 80 rows and is not used" in capsys.readouterr().err
+    assert "has 1 path for 80 rows and is not used" in capsys.readouterr().err
+    (tmp_path / "rows.paths.txt").write_text(
+        "# root: /photos\n" + "".join(f"{n}.jpg\n" for n in range(80))
+    )
+    _run(file, "--out", tmp_path)
+    best = _listed(tmp_path / "rows.rarest.csv")[0]
+    assert best["path"] == f"{best['id']}.jpg"
 
 
 def test_siblings_are_never_neighbours(tmp_path: Path, rows: Any) -> None:
@@ -163,6 +170,11 @@ def test_html_writes_the_report_of_the_same_scores(tmp_path: Path, file: Path) -
     assert f"{np.load(tmp_path / 'rows.scores.npy').max():.4g}" in text
 
 
+def test_the_page_may_lie_in_the_folder_that_is_made(tmp_path: Path, file: Path) -> None:
+    _run(file, "--out", tmp_path / "new", "--html", tmp_path / "new" / "r.html")
+    assert (tmp_path / "new" / "r.html").is_file()
+
+
 def test_the_folder_is_made_and_older_files_are_replaced(file: Path) -> None:
     out = file.parent / "deep" / "er"
     _run(file, "--out", out)
@@ -185,6 +197,72 @@ def test_a_member_can_be_named_in_two_ways_but_once(tmp_path: Path, rows: Any, c
     assert np.array_equal(first, np.load(tmp_path / "two.scores.npy"))
     assert main(["score", f"{tmp_path}/two.npz:b", "--member", "a"]) == 1
     assert "got a member twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_the_array_that_was_taken_is_named(
+    suffix: str, tmp_path: Path, rows: Any, capsys: Any
+) -> None:
+    file = tmp_path / f"x.{suffix}"
+    if suffix == "npz":
+        np.savez(file, features=rows, boxes=np.zeros((80, 4)))
+    else:
+        torch.save({"features": torch.from_numpy(rows), "boxes": torch.zeros(80, 4)}, file)
+    _run(file, "--out", tmp_path)
+    assert capsys.readouterr().out.startswith(f"{file}:features: 80 rows, 5 wide\n")
+    _run(file, "--out", tmp_path, "--reference", file, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["member"]) == (str(file), "features")
+    assert found["reference"] == f"80 rows of {file}:features"
+
+
+def test_a_file_of_one_array_has_no_member(tmp_path: Path, file: Path, capsys: Any) -> None:
+    _run(file, "--out", tmp_path, "--json")
+    assert json.loads(capsys.readouterr().out)["member"] is None
+
+
+def test_the_weights_of_a_network_are_not_scored_unasked(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "net.pth"
+    torch.save({"conv1.weight": torch.ones(8, 3, 3, 3), "fc.weight": torch.eye(40)}, file)
+    assert main(["score", str(file), "--out", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "looks like the weights of a network" in err
+    assert "--member" in err
+    assert "fc.weight (40, 40) float32" in err
+    _run(file, "--member", "fc.weight", "--out", tmp_path)
+
+
+def test_equal_scores_are_pointed_out_on_both_sides(tmp_path: Path, capsys: Any) -> None:
+    np.save(tmp_path / "same.npy", np.ones((100, 6), np.float32))
+    page = tmp_path / "r.html"
+    _run(tmp_path / "same.npy", "--out", tmp_path, "--html", page, "--json")
+    out, err = capsys.readouterr()
+    note = "all scores are equal: the embeddings have collapsed, or rows are duplicates"
+    assert err.count(note) == 1
+    assert note in page.read_text()
+    assert json.loads(out)["notes"] == [note]
+
+
+def test_scores_that_differ_get_no_note(tmp_path: Path, file: Path, capsys: Any) -> None:
+    _run(file, "--out", tmp_path, "--json")
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
+def test_the_page_and_the_terminal_show_the_same_quantiles(
+    tmp_path: Path, rows: Any, capsys: Any
+) -> None:
+    np.save(tmp_path / "few.npy", rows[:59])
+    _run(tmp_path / "few.npy", "--out", tmp_path, "--html", tmp_path / "r.html")
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "p99.9" in line).split()
+    page = (tmp_path / "r.html").read_text()
+    scores = np.load(tmp_path / "few.scores.npy")
+    assert float(printed[printed.index("p99") + 1]) == pytest.approx(
+        np.quantile(scores, 0.99), rel=1e-3
+    )
+    for level in ("p99", "p99.9"):
+        shown = re.search(rf"{re.escape(level)} ([\d.]+\d)", page)
+        assert shown is not None
+        assert shown[1] == printed[printed.index(level) + 1]
 
 
 REAL = {

@@ -136,6 +136,37 @@ def test_two_unnamed_matrices_leave_the_choice_to_the_user(tmp_path: Path) -> No
     assert "one (12, 5) float32; two (12, 5) float32" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"conv1.weight": torch.ones(2, 3, 3, 3), "fc.weight": torch.ones(4, 5)},
+        {"blocks.0.fc1.weight": torch.ones(4, 5), "blocks.0.fc2.weight": torch.ones(5, 4)},
+        {"mean": torch.ones(1, 5), "model": {"a": torch.ones(4, 5), "b": {"c": torch.ones(5, 4)}}},
+    ],
+    ids=["one", "many", "nested"],
+)
+def test_weights_of_a_network_are_no_embeddings_unless_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(FileFormatError, match=r"a\.pth (has|holds|looks).*--member") as caught:
+        read_embeddings(tmp_path / "a.pth")
+    name = next(key for key in content if getattr(content[key], "ndim", 0) == 2)
+    assert f"{name} (" in str(caught.value)
+    assert read_embeddings(tmp_path / "a.pth", member=name).ndim == 2
+
+
+def test_the_only_matrix_of_a_torch_file_is_taken(tmp_path: Path) -> None:
+    torch.save({"mine": torch.from_numpy(MATRIX), "ids": torch.arange(12)}, tmp_path / "a.pt")
+    np.testing.assert_array_equal(read_embeddings(tmp_path / "a.pt"), MATRIX)
+
+
+def test_a_message_names_a_file_of_one_array_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "vec.npy", np.zeros(128, np.float32))
+    with pytest.raises(FileFormatError) as caught:
+        read_embeddings(tmp_path / "vec.npy")
+    assert str(caught.value).count("vec.npy") == 1
+    assert "vec.npy has (128,) float32" in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", ["npz", "pt"])
 def test_a_wrong_member_lists_the_right_ones(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -168,7 +199,7 @@ def test_what_is_no_matrix_of_numbers_is_refused(
     tmp_path: Path, array: "np.ndarray[Any, Any]"
 ) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(FileFormatError, match=r"expects a matrix of real numbers .* got a.npy"):
+    with pytest.raises(FileFormatError, match=r"expects a matrix of real numbers .*a.npy has \(3"):
         read_embeddings(tmp_path / "a.npy")
     np.savez(tmp_path / "a.npz", a=array)
     with pytest.raises(FileFormatError, match=r"and .* has none. It holds: a \(3"):

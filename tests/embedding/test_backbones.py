@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raremix.embedding.backbones import BackboneName, backbone
+from raremix.embedding.backbones import BackboneName, backbone, guess_backbone
 from raremix.errors import OptionError
 
 DIMS: dict[BackboneName, int] = {
@@ -50,3 +50,41 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_resnet_with_a_patch_size_is_refused() -> None:
     with pytest.raises(OptionError, match="resnet18 has no patches; leave out"):
         backbone("resnet18", patch_size=16)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_for_small_images_keeps_their_resolution(name: BackboneName) -> None:
+    model: Any = backbone(name, small_images=True)
+    assert model.maxpool(model.conv1(torch.zeros(1, 3, 8, 8))).shape == (1, 64, 8, 8)
+    plain = set(backbone(name).state_dict())
+    assert set(model.state_dict()) == plain
+
+
+def test_a_vit_for_small_images_is_refused() -> None:
+    with pytest.raises(OptionError, match="small_images is for a ResNet; for vit_tiny, pass"):
+        backbone("vit_tiny", small_images=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.backbone."])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet50", {"small_images": True}),
+        ("vit_tiny", {"patch_size": 8, "image_size": 64}),
+        ("vit_small", {"patch_size": 16, "image_size": 224}),
+    ],
+)
+def test_weights_tell_their_network(name: BackboneName, options: Any, prefix: str) -> None:
+    state = {prefix + key: value for key, value in backbone(name, **options).state_dict().items()}
+    guess = guess_backbone(state)
+    assert guess is not None
+    assert guess.name == name
+    for option, value in options.items():
+        assert getattr(guess, option) == value
+    assert guess.small_images == options.get("small_images", False)
+
+
+def test_weights_of_other_networks_tell_nothing() -> None:
+    assert guess_backbone({"features.0.weight": torch.ones(2, 3, 3, 3)}) is None
+    assert guess_backbone({"conv1.weight": torch.ones(64, 3, 7, 7)}) is None

@@ -161,7 +161,7 @@ def test_missing_keys_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
     text = mismatch(tmp_path, change)
     assert "(layout: bare state dict) into VisionTransformer; nothing was loaded." in text
     assert "Missing in the file (12): blocks.1.norm1.weight," in text
-    assert "and 2 more." in text
+    assert "and 9 more." in text
 
 
 def test_unknown_keys_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -264,6 +264,22 @@ def test_load_dino_gives_the_trained_function_in_evaluation_mode(tmp_path: Path)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(images), trained(images))
+
+
+def test_load_dino_takes_the_positions_from_the_checkpoint(tmp_path: Path) -> None:
+    torch.save(backbone("vit_tiny", patch_size=8, image_size=32).state_dict(), tmp_path / "a.pth")
+    model: Any = load_dino("vit_tiny", tmp_path / "a.pth", patch_size=8)
+    assert model.grid == 4
+
+
+def test_load_dino_says_which_network_would_fit(tmp_path: Path) -> None:
+    torch.save(backbone("resnet18", small_images=True).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointMismatchError, match=r'looks like backbone\("resnet18", small_images=True\)'
+    ) as caught:
+        load_dino("resnet50", tmp_path / "a.pth")
+    assert len(str(caught.value)) < 700
+    load_dino("resnet18", tmp_path / "a.pth", small_images=True)
 
 
 def test_the_real_checkpoint_fills_its_architecture(shared_data: Path) -> None:

@@ -61,16 +61,18 @@ def _cards(path: Path) -> list[str]:
 
 def test_the_rarest_come_first_with_rank_score_and_percentile(tmp_path: Path) -> None:
     scores = _scores()
-    path = write_report(tmp_path / "r.html", scores=scores, threshold=189.0, top=12)
+    path = write_report(
+        tmp_path / "r.html", scores=scores, threshold=189.0, top=12, images=_images()
+    )
     cards = _cards(path)
     assert len(cards) == 12
     order = np.argsort(-scores)
     for rank, card in enumerate(cards):
         text = _Page(card.replace("</span><", "</span> <")).text.split()
-        assert text[2] == str(rank + 1)  # After "no picture".
+        assert text[0] == str(rank + 1)
         assert str(order[rank]) in text
         assert f"{scores[order[rank]]:g}" in text
-        assert (text[3] == "rare") == (scores[order[rank]] > 189)
+        assert (text[1] == "rare") == (scores[order[rank]] > 189)
     assert "rarer than 99.500 %" in cards[0]
 
 
@@ -138,16 +140,44 @@ def test_a_card_shows_its_neighbours_with_distance_and_label(tmp_path: Path) -> 
 
 
 def test_common_samples_are_the_lowest_and_never_rare_ones_too(tmp_path: Path) -> None:
-    path = write_report(tmp_path / "r.html", scores=np.arange(5.0), threshold=3.0, top=3, common=8)
+    path = write_report(
+        tmp_path / "r.html",
+        scores=np.arange(5.0),
+        threshold=3.0,
+        top=3,
+        common=8,
+        images=_images(5),
+    )
     row = path.read_text().partition("most common samples")[2]
     assert re.findall(r"<figcaption><b>([^<]*)</b>", row) == ["0", "1"]
 
 
 def test_duplicates_are_shown_in_pairs(tmp_path: Path) -> None:
-    path = write_report(
-        tmp_path / "r.html", scores=np.arange(9.0), threshold=3.0, duplicates=[(1, 2, 0.125)]
-    )
+    options: dict[str, Any] = {"threshold": 3.0, "duplicates": [(1, 2, 0.125)]}
+    path = write_report(tmp_path / "r.html", scores=np.arange(9.0), images=_images(9), **options)
     assert "distance 0.125" in _page(path).text
+    path = write_report(tmp_path / "r.html", scores=np.arange(9.0), **options)
+    assert re.search(r"Near duplicates.*distance\s*1\s*2\s*0.125", _page(path).text, re.S)
+
+
+def test_without_images_samples_are_rows_with_rank_score_and_neighbours(tmp_path: Path) -> None:
+    path = write_report(
+        tmp_path / "r.html",
+        scores=np.arange(30.0),
+        threshold=28.0,
+        labels=["car"] * 30,
+        neighbours={29: [(3, 1.25)]},
+        top=2,
+        common=1,
+    )
+    page = _page(path)
+    assert _cards(path) == []
+    assert "no picture" not in page.text
+    assert re.search(
+        r"1\s*29\s+car\s*29\s*96.7 %\s*rare\s*3\s+car\s+1.25\s+2\s*28\s+car\s*28\s*93.3 %",
+        page.text,
+    )
+    assert re.search(r"most common samples.*score\s*0\s+car\s*0\s", page.text, re.S)
 
 
 def test_labels_get_a_table_with_share_and_lift(tmp_path: Path) -> None:

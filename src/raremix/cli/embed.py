@@ -108,6 +108,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             f"--out {arguments.out}: the embeddings are written as .npy, so name a file that ends "
             "in .npy"
         )
+    if arguments.small_images and not arguments.backbone.startswith("resnet"):
+        arguments.parser.error(
+            f"--small-images is for a ResNet; with --backbone {arguments.backbone}, pass a small "
+            "--patch-size"
+        )
     _check_source(arguments.images)
     paths_file = out.with_name(f"{out.stem}.paths.txt")
     for target in (out, paths_file):  # Before the work, not after it.
@@ -141,8 +146,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         kept = [path for path in found.paths if path not in broken]
         if not kept:
             raise FileFormatError(
-                f"raremix embed can read none of the {counted(len(found.paths), 'image')} in "
-                f"{arguments.images}; the first: {unreadable[0].reason}."
+                f"raremix embed found {counted(len(found.paths), 'image')} in {arguments.images} "
+                f"and can read none; the first: {unreadable[0].reason}."
             )
         dataset = ImageFiles(arguments.images, files=kept, transform=transform)
         listing = image_list_text(found.root, kept)
@@ -178,9 +183,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     console.say(f"{counted(n, 'image')}, {dim} wide, by {network} with {weights} on {device}")
     if unreadable:
         verb = "was" if len(unreadable) == 1 else "were"
-        console.say(
-            f"{counted(len(unreadable), 'image')} could not be read and {verb} left out"
-        )
+        console.say(f"{counted(len(unreadable), 'image')} could not be read and {verb} left out")
     for file in files:
         console.say(f"wrote {file}")
     console.say(f"{seconds:.1f} s, {n / seconds:,.0f} images a second")

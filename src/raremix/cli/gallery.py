@@ -4,6 +4,7 @@ import argparse
 import math
 import platform
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 import torch
 
 from raremix import __version__
-from raremix.cli.console import Console
+from raremix.cli.console import Console, counted
 from raremix.cli.scoring import Rows, Scored
 from raremix.data.kinds import split_member
-from raremix.data.vectors import read_lines
-from raremix.errors import LabelError
+from raremix.data.listing import read_image_list
+from raremix.errors import FileFormatError, LabelError
 from raremix.neighbors import nearest
-from raremix.reports import write_report
+from raremix.reports import Thumbnails, require_extra, write_report
 
-__all__ = ["write_gallery"]
+__all__ = ["Gallery", "open_gallery", "write_gallery"]
 
 _BESIDE = 4
 _PAIRS = 6
@@ -29,11 +30,37 @@ _TWINS_UP_TO = 50_000
 _CARDS = 100
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of the rows, None if there are none, and what to call each row."""
+
+    pictures: Thumbnails | None
+    names: list[Any] | None
+
+
+def open_gallery(where: str | None, rows: Rows, console: Console) -> Gallery:
+    """Find the images of the rows, before the work of scoring them.
+
+    Raises:
+        FileFormatError: If there are no images where they were said to be.
+        LabelError: If there are more or fewer than rows.
+        MissingExtraError: If no page can be written for want of a package.
+    """
+    require_extra()
+    images, names = _pictures(where, rows, console)
+    n = len(rows.embeddings)
+    return Gallery(None if images is None else Thumbnails(images, rows=n), names)
+
+
 def write_gallery(
-    path: str, rows: Rows, scored: Scored, arguments: argparse.Namespace, console: Console
-) -> None:
-    """Write the report of scored rows."""
-    images, names = _pictures(arguments.images, rows)
+    path: str,
+    gallery: Gallery,
+    rows: Rows,
+    scored: Scored,
+    arguments: argparse.Namespace,
+    console: Console,
+) -> dict[str, Any]:
+    """Write the report of scored rows; returns what a program should know of its pictures."""
     scores = np.asarray(scored.scores, dtype=np.float64)
     known = np.flatnonzero(~np.isnan(scores) & rows.finite)
     cards = min(arguments.top, _CARDS)
@@ -53,17 +80,19 @@ def write_gallery(
         scores=scores,
         threshold=scored.threshold,
         title=f"Rare samples of {rows.file.name}",
-        images=images,
-        names=names,
+        images=gallery.pictures,
+        names=gallery.names,
         labels=rows.labels,
         label_names=rows.label_names,
         neighbours=_beside(rows, shown, known, arguments),
         duplicates=twins,
         left_out=left_out,
+        notes=scored.notes,
         top=cards,
         command=shlex.join(["raremix", *arguments.words]),
         facts={
-            "embeddings": f"{rows.file}, {len(scores):,} rows, {rows.embeddings.shape[1]} wide",
+            "embeddings": f"{rows.source}, {counted(len(scores), 'row')}, "
+            f"{rows.embeddings.shape[1]} wide",
             "score": scored.scorer,
             "compared with": scored.reference,
             "threshold": f"{scored.threshold:.6g}",
@@ -71,21 +100,41 @@ def write_gallery(
             f"numpy {np.__version__}, Python {platform.python_version()}",
         },
     )
+    return _told(gallery, console)
 
 
-def _pictures(where: str | None, rows: Rows) -> tuple[Any, list[Any] | None]:
+def _told(gallery: Gallery, console: Console) -> dict[str, Any]:
+    """Say how many pictures are missing from the page."""
+    asked = set() if gallery.pictures is None else gallery.pictures.asked
+    failed = {} if gallery.pictures is None else gallery.pictures.failed
+    if failed:
+        row = min(failed)
+        name = row if gallery.names is None else gallery.names[row]
+        console.note(
+            f"{len(failed):,} of {counted(len(asked), 'picture')} could not be read, "
+            f"the first: {name}: {failed[row]}"
+        )
+    return {"shown": len(asked) - len(failed), "unreadable": len(failed)}
+
+
+def _pictures(where: str | None, rows: Rows, console: Console) -> tuple[Any, list[Any] | None]:
     """The images of the rows, and what to call them."""
     names: list[Any] | None = rows.paths
     if names is None and rows.ids is not None:
         names = rows.ids.tolist()
     if where is None:
-        # `raremix embed` writes the paths beside the embeddings; ids or other names are no files.
-        on_disk = rows.paths is not None and all(Path(path).is_file() for path in rows.paths[:3])
-        return (rows.paths if on_disk else None), names
+        return _listed_files(rows, console), names
     n = len(rows.embeddings)
     if Path(where).is_dir():
-        if rows.paths is not None:
-            return [Path(where, path) for path in rows.paths], names
+        if rows.images is not None:
+            found = rows.images.below(where)
+            if not any(file.is_file() for file in found):
+                raise FileFormatError(
+                    f"--images {where} has none of the {counted(n, 'file')} that "
+                    f"{rows.images_file} lists, such as {rows.images.files[0]}; name the folder "
+                    "that these paths start from"
+                )
+            return found, names
         from raremix.data.images import ImageFiles
 
         folder = ImageFiles(where)
@@ -93,17 +142,36 @@ def _pictures(where: str | None, rows: Rows) -> tuple[Any, list[Any] | None]:
         inside = [path.relative_to(folder.root).as_posix() for path in folder.paths]
         return folder.paths, inside if names is None else names
     file, member = split_member(where)
+    if not Path(file).exists():
+        raise FileFormatError(f"--images: no such folder or file: {file}")
     if member is None and Path(file).suffix.lower() in {".txt", ".lst"}:
-        lines = read_lines(file)
-        _check_count(len(lines), n, where)
-        home = Path(file).parent
-        found = [Path(line) if Path(line).exists() else home / line for line in lines]
-        return found, lines if names is None else names
+        listed = read_image_list(file)
+        _check_count(len(listed.files), n, where)
+        found = listed.located()
+        if not any(one.is_file() for one in found):
+            raise FileFormatError(
+                f"--images {where} lists {counted(n, 'file')} and none is there; "
+                f"the first: {found[0]}"
+            )
+        return found, listed.files if names is None else names
     from raremix.data.images import ImageArrays
 
     pixels = ImageArrays.from_npz(file, images=member).images
     _check_count(len(pixels), n, where)
     return pixels, names
+
+
+def _listed_files(rows: Rows, console: Console) -> list[Path] | None:
+    """The files that `raremix embed` wrote beside the embeddings, where they still are."""
+    if rows.images is None:
+        return None
+    root = rows.images.root
+    if root is not None and not root.is_dir():
+        console.note(f"no pictures: the folder {root} is gone; pass --images DIR if it was moved")
+        return None
+    found = rows.images.located()
+    # Lines without a root may be names of anything.
+    return found if root is not None or all(file.is_file() for file in found[:3]) else None
 
 
 def _beside(
@@ -161,6 +229,7 @@ def _duplicates(
 def _check_count(images: int, rows: int, where: str) -> None:
     if images != rows:
         raise LabelError(
-            f"--images {where} has {images} images for {rows} rows of embeddings; there must be "
+            f"--images {where} has {counted(images, 'image')} for {counted(rows, 'row')} of "
+            "embeddings; there must be "
             "one per row, in the same order. If some were skipped, pass --paths."
         )

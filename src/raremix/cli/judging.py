@@ -80,7 +80,7 @@ def read_truth(arguments: argparse.Namespace) -> Truth:
         if arguments.rare_classes is not None:
             rare = _named_classes(arguments.rare_classes, classes, names, arguments.labels)
         else:
-            rare = rarest_classes(classes, arguments.rare_share)
+            rare = _small_classes(classes, arguments.rare_share, arguments.labels)
         words = ", ".join(names.get(label, str(label)) for label in rare)
         return Truth(np.isin(classes, rare), classes, names, f"of class {words}")
     if flags is None:
@@ -94,6 +94,17 @@ def read_truth(arguments: argparse.Namespace) -> Truth:
     if not np.isin(flags, (0, 1)).all():
         raise LabelError(f"is_rare in {name} holds other values than true and false.")
     return Truth(flags.astype(np.bool_), classes, names, f"is_rare in {name}")
+
+
+def _small_classes(classes: Array, share: float, where: str) -> list[Any]:
+    smallest = np.unique(classes, return_counts=True)[1].min() / len(classes)
+    if smallest >= share:
+        raise LabelError(
+            f"--rare-share {share:g}: {where} has no class under a share of {share:g}; its "
+            f"smallest has {smallest:.4g}. Pass a larger --rare-share, or name the classes with "
+            "--rare-classes."
+        )
+    return rarest_classes(classes, share)
 
 
 def _named_classes(

@@ -4,7 +4,7 @@ import argparse
 import time
 
 from raremix.cli import arguments as options
-from raremix.cli.console import Console
+from raremix.cli.console import Console, counted
 
 __all__ = ["add_command"]
 
@@ -34,7 +34,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument(
         "--images",
         metavar="WHERE",
-        help="a folder, a .npz with uint8 images, or a text file with one path per row",
+        help="a folder, a .npz with uint8 images, or a text file with one path per row "
+        "(default: the files in NAME.paths.txt, if they are there)",
     )
     parser.add_argument("--scores", metavar="FILE", help="the NAME.scores.npy of `raremix score`")
     parser.add_argument(
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Score if need be, gather, write."""
     import numpy as np
 
-    from raremix.cli.gallery import write_gallery
+    from raremix.cli.gallery import open_gallery, write_gallery
     from raremix.cli.judging import read_scores
     from raremix.cli.scoring import Scored, read_rows, score_rows
     from raremix.data.writing import target_path
@@ -60,21 +61,26 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         arguments.parser.error("--reference says how to score; with --scores nothing is scored")
     target_path(arguments.out, caller="raremix report")
     rows = read_rows(arguments, console)
+    gallery = open_gallery(arguments.images, rows, console)
     if arguments.scores is None:
         scored = score_rows(rows, arguments)
     else:
         scores = read_scores(arguments.scores)
         if len(scores) != len(rows.embeddings):
             raise LabelError(
-                f"--scores {arguments.scores} has {len(scores)} scores for {len(rows.embeddings)} "
-                f"rows of {rows.file}; score these embeddings."
+                f"--scores {arguments.scores} has {counted(len(scores), 'score')} for "
+                f"{counted(len(rows.embeddings), 'row')} of {rows.file}; score these embeddings."
             )
         threshold = threshold_at_rate(scores[~np.isnan(scores)], arguments.rate)
         scored = Scored(
             scores, scores > threshold, threshold, f"read from {arguments.scores}", "not known"
         )
-    write_gallery(arguments.out, rows, scored, arguments, console)
+    pictures = write_gallery(arguments.out, gallery, rows, scored, arguments, console)
+    for note in scored.notes:
+        console.note(note)
     seconds = time.perf_counter() - started
+    if rows.member is not None:
+        console.say(f"of {rows.source}")
     console.say(
         f"wrote {arguments.out} ({int(scored.is_rare.sum()):,} of {len(scored.scores):,} "
         f"called rare), {seconds:.1f} s"
@@ -83,9 +89,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         {
             "command": "report",
             "file": str(rows.file),
+            "member": rows.member,
             "rows": len(scored.scores),
             "threshold": scored.threshold,
             "flagged": int(scored.is_rare.sum()),
+            "notes": scored.notes,
+            "pictures": pictures,
             "files": [str(arguments.out)],
             "seconds": round(seconds, 3),
         }

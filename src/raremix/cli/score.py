@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raremix.cli import arguments as options
-from raremix.cli.console import Console, number, percent
+from raremix.cli.console import Console, counted, number, percent
 
 if TYPE_CHECKING:
     from raremix.cli.scoring import Rows, Scored
@@ -40,7 +40,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--html", metavar="FILE", help="also write the report of `raremix report`")
     parser.add_argument(
-        "--images", metavar="WHERE", help="pictures for --html: a folder, .npz or list of paths"
+        "--images",
+        metavar="WHERE",
+        help="pictures for --html: a folder, .npz or list of paths "
+        "(default: the files in NAME.paths.txt, if they are there)",
     )
     options.add_output_options(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -50,31 +53,43 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Read, score, write, and say what was done."""
     from pathlib import Path
 
-    from raremix.cli.gallery import write_gallery
+    from raremix.cli.gallery import open_gallery, write_gallery
     from raremix.cli.scoring import read_rows, score_rows
     from raremix.data.writing import target_path, write_npy
+    from raremix.errors import OptionError
     from raremix.reports.files import write_text
 
     if arguments.images is not None and arguments.html is None:
         arguments.parser.error("--images is for the pictures of the report; add --html FILE")
     started = time.perf_counter()
     rows = read_rows(arguments, console)
+    # Whatever can be wrong is found before the work, not after it.
     folder = Path(arguments.out)
+    gallery = None
+    if arguments.html is not None:
+        gallery = open_gallery(arguments.images, rows, console)
+        # The folder that is about to be made may hold the page, too.
+        if Path(arguments.html).absolute().parent != folder.absolute():
+            target_path(arguments.html, caller="raremix score")
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--out is a folder; {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     scores_file = folder / f"{rows.stem}.scores.npy"
     rarest_file = folder / f"{rows.stem}.rarest.csv"
-    wanted = [scores_file, rarest_file, *([arguments.html] if arguments.html else [])]
-    for file in wanted:  # Before the work, not after it.
+    for file in (scores_file, rarest_file, *([arguments.html] if gallery else [])):
         target_path(file, caller="raremix score")
     scored = score_rows(rows, arguments)
     write_npy(scores_file, scored.scores)
     listed = _listed(rows, scored, arguments.top)
     write_text(rarest_file, _as_csv(listed))
     files = [str(scores_file), str(rarest_file)]
-    if arguments.html is not None:
-        write_gallery(arguments.html, rows, scored, arguments, console)
+    pictures = None
+    if gallery is not None:
+        pictures = write_gallery(arguments.html, gallery, rows, scored, arguments, console)
         files.append(str(arguments.html))
-    _tell(rows, scored, listed, files, time.perf_counter() - started, console)
+    for note in scored.notes:
+        console.note(note)
+    _tell(rows, scored, listed, files, pictures, time.perf_counter() - started, console)
 
 
 def _listed(rows: "Rows", scored: "Scored", top: int) -> list[dict[str, Any]]:
@@ -124,24 +139,26 @@ def _tell(
     scored: "Scored",
     listed: list[dict[str, Any]],
     files: list[str],
+    pictures: dict[str, Any] | None,
     seconds: float,
     console: Console,
 ) -> None:
     import numpy as np
 
+    from raremix.reports.summary import score_quantiles
+
     known = scored.scores[~np.isnan(scored.scores)]
     left_out = np.flatnonzero(np.isnan(scored.scores)).tolist()
-    levels = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-    percentiles = {name: float(np.quantile(known, level)) for name, level in levels.items()}
+    percentiles = score_quantiles(known)
     flagged = int(scored.is_rare.sum())
     n, dim = rows.embeddings.shape
 
-    console.say(f"{rows.file}: {n:,} rows, {dim} wide")
+    console.say(f"{rows.source}: {counted(n, 'row')}, {dim} wide")
     console.say(f"scored by {scored.scorer}; against {scored.reference}")
     if left_out:
         some = ", ".join(str(rows.id_of(row)) for row in left_out[:10])
         console.say(
-            f"left out  {len(left_out):,} rows with NaN or infinity: "
+            f"left out  {counted(len(left_out), 'row')} with NaN or infinity: "
             f"{some}{' ...' if len(left_out) > 10 else ''}"
         )
     console.say("scores    " + "  ".join(f"{name} {number(v)}" for name, v in percentiles.items()))
@@ -161,6 +178,7 @@ def _tell(
         {
             "command": "score",
             "file": str(rows.file),
+            "member": rows.member,
             "rows": n,
             "dim": dim,
             "scorer": scored.scorer,
@@ -169,6 +187,9 @@ def _tell(
             "percentiles": percentiles,
             "threshold": scored.threshold,
             "flagged": flagged,
+            "notes": scored.notes,
+            "image_root": None if rows.images is None else rows.images.root,
+            "pictures": pictures,
             "rarest": listed,
             "files": files,
             "seconds": round(seconds, 3),

@@ -1,6 +1,7 @@
 """Reads the embeddings a command names and scores them: the work that score and report share."""
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from raremix.cli.console import Console
+from raremix.cli.console import Console, counted
 from raremix.data.arrays import Array, list_members
-from raremix.data.embeddings import read_embeddings
+from raremix.data.embeddings import pick_embeddings
 from raremix.data.kinds import split_member
-from raremix.data.vectors import read_lines, read_vector
+from raremix.data.listing import ImageList, read_image_list
+from raremix.data.vectors import read_vector
 from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector
-from raremix.errors import LabelError, NonFiniteError, OptionError
+from raremix.errors import LabelError, NonFiniteError, NotEnoughReferenceError, OptionError
 from raremix.inputs import as_embeddings, finite_rows
 from raremix.neighbors.search import chosen_engine
 
@@ -29,21 +31,25 @@ class Rows:
 
     Attributes:
         file: Where they came from.
+        member: Which array of the file, None where it holds nothing else.
         embeddings: (n, dim) tensor.
         finite: (n,) bool array, false for rows with NaN or infinity.
         ids: (n,) array, or None if a row's id is its number.
         siblings: (n,) int64, equal for rows with one id.
-        paths: One per row, or None.
+        images: The list of their files, or None.
+        images_file: The file that list was read from, or None.
         labels: (n,) array, or None.
         label_names: Name of each label.
     """
 
     file: Path
+    member: str | None
     embeddings: Any
     finite: Array
     ids: Array | None
     siblings: Array
-    paths: list[str] | None
+    images: ImageList | None
+    images_file: Path | None
     labels: Array | None
     label_names: dict[Any, str]
 
@@ -51,6 +57,16 @@ class Rows:
     def stem(self) -> str:
         """The file's name without its suffix."""
         return self.file.stem
+
+    @property
+    def source(self) -> str:
+        """The file and what was taken of it, as one would name it on the command line."""
+        return _source(self.file, self.member)
+
+    @property
+    def paths(self) -> list[str] | None:
+        """The path of each row as its list has it, or None."""
+        return None if self.images is None else self.images.files
 
     def id_of(self, row: int) -> Any:
         """The id of a row as the user knows it."""
@@ -66,13 +82,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of all rows, and what made them."""
+    """The scores of all rows, and what made them; ``notes`` are what a reader should see first."""
 
     scores: Array
     is_rare: Array
     threshold: float
     scorer: str
     reference: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about the scores as a whole."""
+        known = self.scores[~np.isnan(self.scores)]
+        # Two rows are each other's only neighbour and always score the same.
+        if len(known) > 2 and known.max() == known.min():
+            return ["all scores are equal: the embeddings have collapsed, or rows are duplicates"]
+        return []
 
 
 def read_rows(arguments: argparse.Namespace, console: Console) -> Rows:
@@ -82,21 +107,23 @@ def read_rows(arguments: argparse.Namespace, console: Console) -> Rows:
         raise OptionError(f"raremix got a member twice: {member!r} and --member {arguments.member}")
     member = arguments.member or member
     file = Path(name)
-    embeddings = as_embeddings(read_embeddings(file, member=member), caller="raremix")
+    array, chosen = pick_embeddings(file, member=member)
+    embeddings = as_embeddings(array, caller="raremix")
     n = len(embeddings)
 
-    paths = None
+    images, images_file = None, None
     beside = file.with_name(f"{file.stem}.paths.txt")
     if arguments.paths is not None:
-        paths = read_lines(arguments.paths)
-        _check_length(paths, n, f"--paths {arguments.paths}")
+        images, images_file = read_image_list(arguments.paths), Path(arguments.paths)
+        _check_length(images.files, n, f"--paths {arguments.paths}")
     elif beside.is_file():
-        found = read_lines(beside)
-        if len(found) == n:
-            paths = found
+        found = read_image_list(beside)
+        if len(found.files) == n:
+            images, images_file = found, beside
             console.note(f"image paths from {beside}")
         else:
-            console.note(f"{beside} has {len(found)} lines for {n} rows and is not used")
+            listed = counted(len(found.files), "path")
+            console.note(f"{beside} has {listed} for {counted(n, 'row')} and is not used")
 
     ids, siblings = None, np.arange(n)
     if arguments.ids is not None:
@@ -112,11 +139,13 @@ def read_rows(arguments: argparse.Namespace, console: Console) -> Rows:
         names = class_names(label_file)
     return Rows(
         file=file,
+        member=chosen,
         embeddings=embeddings,
         finite=finite_rows(embeddings).cpu().numpy(),
         ids=ids,
         siblings=siblings,
-        paths=paths,
+        images=images,
+        images_file=images_file,
         labels=labels,
         label_names=names,
     )
@@ -126,7 +155,7 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
     """Score every row against the others, or against the reference that was named."""
     if not rows.finite.any():
         raise NonFiniteError(
-            f"every one of the {len(rows.finite)} rows of {rows.file} holds NaN or infinity; check "
+            f"every one of the {counted(len(rows.finite), 'row')} of {rows.file} holds NaN or infinity; check "
             "the encoder that made them."
         )
     rule = FlagRate(arguments.rate, window=max(4096, round(4 / arguments.rate)))
@@ -145,20 +174,30 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
         described = f"distance to the mean, {arguments.metric}"
     detector = OODDetector(scorer, rule)
     if arguments.reference is None:
+        _check_k(rows, arguments)
         # Every row's own id as the id of its reference row: nobody is his own neighbour.
         found = detector.fit(rows.embeddings, ids=rows.siblings)
         against = "the other rows (leave-one-out)"
     else:
         name, member = split_member(arguments.reference)
-        reference = as_embeddings(read_embeddings(name, member=member), caller="raremix")
+        array, chosen = pick_embeddings(name, member=member)
+        reference = as_embeddings(array, caller="raremix")
         if reference.shape[1] != rows.embeddings.shape[1]:
             raise OptionError(
                 f"--reference {arguments.reference} is {reference.shape[1]} wide, "
                 f"{rows.file} is {rows.embeddings.shape[1]} wide; both must come from one encoder."
             )
+        usable = int(finite_rows(reference).sum())
+        # The detector scores the reference against itself first, so one row more is needed.
+        if arguments.scorer == "knn" and 0 < usable <= _wanted(arguments.k, usable):
+            raise NotEnoughReferenceError(
+                f"--k {arguments.k} needs more than {counted(_wanted(arguments.k, usable), 'row')} "
+                f"without NaN, and --reference {arguments.reference} has {usable:,}; pass a smaller "
+                "--k"
+            )
         detector.fit(reference)
         found = detector.detect(rows.embeddings)
-        against = f"{len(reference):,} rows of {name}"
+        against = f"{counted(len(reference), 'row')} of {_source(name, chosen)}"
     return Scored(
         scores=found.scores.cpu().numpy(),
         is_rare=found.is_rare.cpu().numpy(),
@@ -166,6 +205,38 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
         scorer=described,
         reference=against,
     )
+
+
+def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
+    """Whether every row has as many others as the score asks for."""
+    n = int(rows.finite.sum())
+    siblings = int(np.bincount(rows.siblings[rows.finite]).max())
+    others = n - siblings
+    if arguments.scorer == "mean":
+        if n > 1:
+            return
+    elif others >= _wanted(arguments.k, n):
+        return
+    if others < 1:
+        kept = "all with one id" if n > 1 else "without NaN"
+        raise NotEnoughReferenceError(
+            f"{rows.file} has {counted(n, 'row')}, {kept}, so there is nothing to compare with; "
+            "pass more rows, or a --reference"
+        )
+    of_others = "other rows with another id" if siblings > 1 else "other rows"
+    raise NotEnoughReferenceError(
+        f"--k {arguments.k} asks for the distance to neighbour {_wanted(arguments.k, n):,}, and a "
+        f"row of {rows.file} has only {others:,} {of_others}; pass a smaller --k"
+    )
+
+
+def _wanted(k: int | float, rows: int) -> int:
+    """How many neighbours a count or share asks for, as ``KNNDistance`` rounds it."""
+    return k if isinstance(k, int) else max(1, math.ceil(k * rows - 1e-9))
+
+
+def _source(file: str | os.PathLike[str], member: str | None) -> str:
+    return str(file) if member is None else f"{file}:{member}"
 
 
 def class_names(file: str | os.PathLike[str]) -> dict[Any, str]:
@@ -179,6 +250,6 @@ def class_names(file: str | os.PathLike[str]) -> dict[Any, str]:
 def _check_length(values: Any, rows: int, what: str) -> None:
     if len(values) != rows:
         raise LabelError(
-            f"{what} has {len(values)} entries for {rows} rows of embeddings; there must be one "
-            "per row, in the same order."
+            f"{what} has {'1 entry' if len(values) == 1 else f'{len(values):,} entries'} for "
+            f"{counted(rows, 'row')} of embeddings; there must be one per row, in the same order."
         )

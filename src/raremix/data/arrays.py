@@ -124,7 +124,7 @@ def pick_array(
             inside = "holds several of them" if count > 1 else "looks like the weights of a network"
             raise FileFormatError(
                 f"{caller} expects {what}, and {place} {inside}; {_NAME_IT}. "
-                f"It holds: {_listed(members, place)}."
+                f"It holds: {_listed([chosen, *(m for m in members if m != chosen)], place)}."
             )
     return _to_numpy(tensors[chosen.name]), chosen.name
 

@@ -178,9 +178,7 @@ def load_dino(
         https://arxiv.org/abs/2104.14294.
     """
     # Built first, so that a wrong name is told before a missing file.
-    model = backbone(
-        name, patch_size=patch_size, image_size=image_size, small_images=small_images
-    )
+    model = backbone(name, patch_size=patch_size, image_size=image_size, small_images=small_images)
     guess = guess_backbone(read_weights(path, which=which))
     if guess is not None and image_size is None and guess.name == name and guess.image_size:
         model = backbone(name, patch_size=patch_size, image_size=guess.image_size)

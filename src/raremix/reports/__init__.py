@@ -2,6 +2,18 @@
 
 from raremix.reports.charts import BarChart, LineChart
 from raremix.reports.files import write_text
-from raremix.reports.report import Section, Table, write_report
+from raremix.reports.pictures import Thumbnails
+from raremix.reports.report import Section, Table, require_extra, write_report
+from raremix.reports.summary import score_quantiles
 
-__all__ = ["BarChart", "LineChart", "Section", "Table", "write_report", "write_text"]
+__all__ = [
+    "BarChart",
+    "LineChart",
+    "Section",
+    "Table",
+    "Thumbnails",
+    "require_extra",
+    "score_quantiles",
+    "write_report",
+    "write_text",
+]

@@ -46,6 +46,7 @@ class Thumbnails:
 
     Attributes:
         failed: Why a row has no picture, by row.
+        asked: The rows that a picture was asked for.
 
     Raises:
         ImageInputError: If the source has another number of images, or is none of the three kinds.
@@ -55,6 +56,7 @@ class Thumbnails:
     def __init__(self, source: ImageSource | None, *, rows: int) -> None:
         self._source = source
         self.failed: dict[int, str] = {}
+        self.asked: set[int] = set()
         if source is None:
             return
         try:
@@ -79,7 +81,10 @@ class Thumbnails:
 
     def make(self, row: int, *, size: int, quality: int) -> Picture | None:
         """Make a thumbnail no larger than ``size`` on either side, or None if it cannot be."""
-        if self._source is None or row in self.failed:
+        if self._source is None:
+            return None
+        self.asked.add(row)
+        if row in self.failed:
             return None
         try:
             image = self._load(row)

@@ -19,8 +19,9 @@ from raremix.evaluation import ClassRow, class_table
 from raremix.reports.charts import BarChart, LineChart, draw_bars, draw_histogram, draw_lines
 from raremix.reports.files import write_text
 from raremix.reports.pictures import ImageSource, Picture, Thumbnails
+from raremix.reports.summary import score_quantiles
 
-__all__ = ["Section", "Table", "write_report"]
+__all__ = ["Section", "Table", "require_extra", "write_report"]
 
 Cell: TypeAlias = str | int | float | None
 
@@ -88,7 +89,7 @@ def write_report(
     scores: Any,
     threshold: float,
     title: str = "Rare samples",
-    images: ImageSource | None = None,
+    images: ImageSource | Thumbnails | None = None,
     names: Sequence[Any] | None = None,
     labels: Any = None,
     label_names: Mapping[Any, str] | None = None,
@@ -111,7 +112,8 @@ def write_report(
         title: Heading of the page.
         images: A function of the row that returns a PIL image or uint8 array, or one path per row,
             or one uint8 array of shape (n, height, width, 3) or (n, height, width). An image that
-            cannot be read leaves an empty frame and is listed.
+            cannot be read leaves an empty frame and is listed; a ``Thumbnails`` of one of these
+            also remembers it. Without images, samples are rows of numbers.
         names: What to call each row, such as its file name; the row number if not given.
         labels: (n,) class labels, for a table and beside the pictures; they change no order.
         label_names: Name of each label.
@@ -136,10 +138,9 @@ def write_report(
         OptionError: If the file cannot be written there, or ``top`` or ``common`` is negative.
     """
     target_path(path, caller="write_report")
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError('A report needs jinja2: pip install "raremix[report]".') from error
+    require_extra()
+    import jinja2
+
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).any():
         raise EmbeddingShapeError(
@@ -193,6 +194,18 @@ def write_report(
     return Path(path)
 
 
+def require_extra() -> None:
+    """Check that a page can be written, before the work that would come before it.
+
+    Raises:
+        MissingExtraError: If jinja2 is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError('A report needs jinja2: pip install "raremix[report]".') from error
+
+
 class _Rows:
     """The scored rows in order of rarity, and how each is shown."""
 
@@ -200,7 +213,7 @@ class _Rows:
         self,
         values: Any,
         threshold: float,
-        images: ImageSource | None,
+        images: ImageSource | Thumbnails | None,
         names: Sequence[Any] | None,
         labels: Any,
         label_names: Mapping[Any, str],
@@ -209,7 +222,9 @@ class _Rows:
         self.values, self.threshold, self.names = values, threshold, names
         self.labels = None if labels is None else np.asarray(labels).tolist()
         self.label_names = label_names
-        self.thumbnails = Thumbnails(images, rows=len(values))
+        self.thumbnails = (
+            images if isinstance(images, Thumbnails) else Thumbnails(images, rows=len(values))
+        )
         self.scored = int((~np.isnan(values)).sum())
         # Stable, so that of equal scores the first row comes first; NaN sorts last.
         self.order: list[int] = np.argsort(-values, kind="stable")[: self.scored].tolist()
@@ -239,13 +254,13 @@ class _Rows:
     def headline(self) -> list[tuple[str, str, str]]:
         known = self.values[~np.isnan(self.values)]
         flagged = int((known > self.threshold).sum())
-        middle, high, top = np.quantile(known, [0.5, 0.99, 0.999], method="nearest")
+        at = score_quantiles(known)
         left = len(self.values) - self.scored
         return [
             ("samples scored", f"{self.scored:,}", f"{left:,} left out" if left else ""),
             ("called rare", f"{flagged:,}", f"{_percent(flagged / self.scored)} of them"),
             ("threshold", f"{self.threshold:.4g}", "scores above it are rare"),
-            ("median score", f"{middle:.4g}", f"p99 {high:.4g}, p99.9 {top:.4g}"),
+            ("median score", f"{at['p50']:.4g}", f"p99 {at['p99']:.4g}, p99.9 {at['p99.9']:.4g}"),
         ]
 
     def left_out(self) -> list[tuple[str, str]]:
@@ -289,8 +304,8 @@ class _Rows:
 
 def _draw_histogram(values: Any, threshold: float) -> list[str]:
     known = values[~np.isnan(values)]
-    middle, high = np.quantile(known, [0.5, 0.99], method="nearest").tolist()
-    marks = {"median": middle, "p99": high}
+    at = score_quantiles(known)
+    marks = {"median": at["p50"], "p99": at["p99"]}
     return [
         draw_histogram(known, threshold, width=width, marks=marks) for width in (_WIDE, _NARROW)
     ]
