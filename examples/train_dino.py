@@ -778,9 +778,11 @@ def main() -> None:
         run = train(settings)
     except raremix.RaremixError as problem:
         raise SystemExit(f"train_dino: {problem}") from problem
-    if dist.is_initialized():
-        dist.destroy_process_group()
     done = run.step == settings.epochs * run.steps_per_epoch
+    if dist.is_initialized():
+        dist.barrier()  # the first may still be writing; who leaves early can be torn down badly
+        del run  # and with it DDP, which must not outlive the group
+        dist.destroy_process_group()
     raise SystemExit(0 if done or settings.stop_after_steps else 130)
 
 

@@ -71,6 +71,7 @@ def work(rank: int, folder: str) -> None:
     results: dict[str, Any] = {setting: observe_all(rank, setting) for setting in SETTINGS}
     results["gather"] = gather_all(rank)
     torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()  # who leaves early can take the other down
     dist.destroy_process_group()
 
 

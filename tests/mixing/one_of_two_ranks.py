@@ -72,6 +72,7 @@ def main(rank: int, init_file: str, results: str) -> None:
     seen = {name: run(name == "sharded", rank) for name in ("shuffled", "sharded")}
     seen["early"] = {"ids": [int(key) for key in sorted(mix)]}
     torch.save(seen, results)
+    dist.barrier()  # who leaves early can take the other down
     dist.destroy_process_group()
 
 
