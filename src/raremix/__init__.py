@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from raremix.evaluation import knn_probe as knn_probe
     from raremix.evaluation import linear_probe as linear_probe
     from raremix.evaluation import long_tail_subset as long_tail_subset
-    from raremix.memory.buffer import BufferEntries as BufferEntries
     from raremix.memory.buffer import RareMemoryBuffer as RareMemoryBuffer
+    from raremix.memory.entries import BufferEntries as BufferEntries
     from raremix.mixing.loader import MixedLoader as MixedLoader
     from raremix.mixing.sampler import Batch as Batch
     from raremix.mixing.sampler import BufferedMixSampler as BufferedMixSampler
@@ -44,7 +44,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "raremix.mixing.sampler",
-    "BufferEntries": "raremix.memory.buffer",
+    "BufferEntries": "raremix.memory.entries",
     "BufferedMixSampler": "raremix.mixing.sampler",
     "Detection": "raremix.detection.detector",
     "FixedThreshold": "raremix.detection.thresholds",

@@ -1,5 +1,6 @@
 """Remembering rare samples."""
 
-from raremix.memory.buffer import BufferEntries, RareMemoryBuffer
+from raremix.memory.buffer import RareMemoryBuffer
+from raremix.memory.entries import BufferEntries
 
 __all__ = ["BufferEntries", "RareMemoryBuffer"]

@@ -11,8 +11,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
@@ -29,38 +28,12 @@ from raremix.errors import (
     RaremixWarning,
 )
 from raremix.inputs import ArrayLike, as_ids
+from raremix.memory.entries import NEVER, BufferEntries, Entry, as_entries
 from raremix.options import check_count
 from raremix.protocols import BatchRows, Flags, State
 from raremix.state import check_settings, open_state, sealed_state
 
-__all__ = ["BufferEntries", "RareMemoryBuffer"]
-
-_NEVER = 2**62
-
-
-@dataclass(frozen=True)
-class BufferEntries:
-    """Some entries of a buffer, row by row.
-
-    Attributes:
-        keys: (n,) int64, ids of the samples.
-        scores: (n,) float32, the score each sample last got.
-        crops: (n, channels, height, width) uint8, or None if the buffer holds no pixels.
-    """
-
-    keys: Tensor
-    scores: Tensor
-    crops: Tensor | None
-
-
-@dataclass(slots=True)
-class _Entry:
-    key: int
-    score: float
-    born: int  # the step it was admitted in
-    died: int = _NEVER  # the step it left in
-    uses: int = 0
-    crop: Tensor | None = None
+__all__ = ["RareMemoryBuffer"]
 
 
 class RareMemoryBuffer:
@@ -96,8 +69,8 @@ class RareMemoryBuffer:
         self.max_bytes = (
             None if max_bytes is None else check_count(caller, "max_bytes", max_bytes, least=1)
         )
-        self._living: dict[int, _Entry] = {}  # in order of admission
-        self._left: deque[_Entry] = deque()  # in order of leaving, while a draw may ask for them
+        self._living: dict[int, Entry] = {}  # in order of admission
+        self._left: deque[Entry] = deque()  # in order of leaving, while a draw may ask for them
         self._history_steps = 0  # 0 until a sampler draws from this buffer
         self._bytes = 0
         self._step = -1  # the last step that may still get feedback
@@ -123,7 +96,7 @@ class RareMemoryBuffer:
     @property
     def entries(self) -> BufferEntries:
         """Copies of what is held, oldest first."""
-        return _as_entries(self._living.values())
+        return as_entries(self._living.values())
 
     @property
     def nbytes(self) -> int:
@@ -288,7 +261,7 @@ class RareMemoryBuffer:
                 self._counts["stale"] += 1  # it left between being drawn and being seen
             elif wanted[row]:
                 crop = None if crops is None else crops[row].clone()
-                self._living[key] = _Entry(key, score, born=step, crop=crop)
+                self._living[key] = Entry(key, score, born=step, crop=crop)
                 self._bytes += 0 if crop is None else crop.nbytes
                 admitted += 1
                 self._counts["admissions"] += 1
@@ -405,7 +378,7 @@ class RareMemoryBuffer:
         count = check_count("RareMemoryBuffer.draw", "count", count, least=0)
         held = list(self._living.values())
         order = torch.randperm(len(held), generator=generator)[:count].tolist()
-        return _as_entries(held[index] for index in order)
+        return as_entries(held[index] for index in order)
 
     # ------------------------------------------------------------------ looking
 
@@ -465,13 +438,13 @@ class RareMemoryBuffer:
         own = {"capacity": self.capacity, "max_bytes": self.max_bytes}
         check_settings("RareMemoryBuffer", content, own)
         entries = [
-            _Entry(key, score, born, died, uses, None if crop is None else crop.cpu().clone())
+            Entry(key, score, born, died, uses, None if crop is None else crop.cpu().clone())
             for key, score, born, died, uses, crop in zip(
                 *(content[name].tolist() for name in columns[:-1]), content["crops"], strict=True
             )
         ]
-        self._left = deque(entry for entry in entries if entry.died != _NEVER)
-        self._living = {entry.key: entry for entry in entries if entry.died == _NEVER}
+        self._left = deque(entry for entry in entries if entry.died != NEVER)
+        self._living = {entry.key: entry for entry in entries if entry.died == NEVER}
         self._bytes = sum(0 if e.crop is None else e.crop.nbytes for e in entries)
         self._step, self._heard = content["step"], content["heard"]
         # Draws that were made ahead and never delivered will be made again.
@@ -501,13 +474,3 @@ class RareMemoryBuffer:
         memo[id(self)] = twin
         twin.load_state_dict(copy.deepcopy(self.state_dict(), memo))
         return twin
-
-
-def _as_entries(entries: Iterable[_Entry]) -> BufferEntries:
-    chosen = list(entries)
-    crops = [entry.crop for entry in chosen if entry.crop is not None]
-    return BufferEntries(
-        keys=torch.tensor([entry.key for entry in chosen], dtype=torch.int64),
-        scores=torch.tensor([entry.score for entry in chosen], dtype=torch.float32),
-        crops=torch.stack(crops) if crops and len(crops) == len(chosen) else None,
-    )
