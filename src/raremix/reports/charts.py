@@ -220,6 +220,8 @@ def draw_bars(chart: BarChart, *, width: int) -> str:
                 top = min(top, y(ends[1]))
             if labelled:
                 text = _percent(value) if chart.percent else f"{value:.3g}"
+                if chart.percent and bar < 48:  # the axis says that these are percentages
+                    text = f"{100 * value:.0f}"
                 parts.append(_text(left + bar / 2, top - 5, text, "middle"))
         parts.append(_text(middle, height - _BOTTOM + 17, group, "middle"))
     parts.append(_horizontal(y(0), width))
