@@ -656,6 +656,14 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
         f"learning rate {settings.lr_per_256 * settings.batch_size / 256:.3g} "
         f"at batch {settings.batch_size}"
     )
+    too_short = total * settings.batch_size < settings.warmup_images
+    if settings.detect and settings.threshold == "rate" and too_short:
+        talk(
+            "nothing will be called rare: this run sees fewer than --warmup-images "
+            f"{settings.warmup_images}"
+        )
+    if run.step == total:
+        talk("this run is finished; give another --out, or remove it, to train anew")
     log = Log(Path(settings.out) / "metrics.csv", run.step) if run.rank == 0 else None
     warned = False
     begun, done, waited = time.perf_counter(), 0, 0.0
@@ -717,7 +725,9 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
     if log:
         log.close()
     if run.rank == 0:
-        torch.save(run.teacher.backbone.state_dict(), Path(settings.out) / "encoder.pt")
+        encoder = Path(settings.out) / "encoder.pt"
+        torch.save(run.teacher.backbone.state_dict(), encoder)
+        talk(f"wrote {encoder} and {encoder.with_name('metrics.csv')}")
     return run
 
 

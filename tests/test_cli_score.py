@@ -286,3 +286,8 @@ def test_real_embeddings_are_scored_as_well_as_measured_before(
     assert found["auroc"] == pytest.approx(area, abs=0.002)
     assert found["average_precision"] == pytest.approx(precision, abs=0.002)
     assert found["auroc_interval"]["low"] < area < found["auroc_interval"]["high"]
+
+
+def test_a_negative_k_is_told_what_a_count_must_be(file: Path, capsys: Any) -> None:
+    assert main(["score", str(file), "--k", "-1"]) == 2
+    assert "whole number of at least 1" in capsys.readouterr().err

@@ -60,8 +60,20 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that was never stopped."""
     pytest.importorskip("sklearn", reason="the digits ship with scikit-learn")
     out = tmp_path_factory.mktemp("straight")
-    train("--preset", "digits", *QUICK, out=out)
+    said, _ = train("--preset", "digits", *QUICK, out=out)
+    assert f"wrote {out / 'encoder.pt'}" in said
     return out
+
+
+def test_a_finished_run_says_so(straight: Path) -> None:
+    said, _ = train("--preset", "digits", *QUICK, out=straight)
+    assert "this run is finished" in said
+
+
+def test_a_run_too_short_to_find_anything_says_so(tmp_path: Path) -> None:
+    options = ("--preset", "digits", *QUICK, "--warmup-images", "4000", "--epochs", "1")
+    said, _ = train(*options, out=tmp_path)
+    assert "nothing will be called rare" in said
 
 
 def test_training_logs_every_step_and_judges_by_group(straight: Path) -> None:

@@ -118,7 +118,7 @@ def whole(text: str) -> int:
 
 def count_or_share(text: str) -> Any:
     """A whole number of at least 1, or a number in (0, 1)."""
-    return count(text) if text.isdigit() else share(text)
+    return count(text) if text.lstrip("+-").isdigit() else share(text)
 
 
 def numbers(text: str) -> list[float]:
