@@ -46,7 +46,7 @@ def test_version_is_that_of_the_package(capsys: Any) -> None:
         (["score", "x.npy", "--rate", "nan"], "expected a number, got 'nan'"),
         (["score", "x.npy", "--k", "0"], "whole number of at least 1, got 0"),
         (["score", "x.npy", "--k", "1.5"], "expected a share between 0 and 1, got 1.5"),
-        (["score", "x.npy", "--top", "-3"], "expected a whole number of at least 0, got -3"),
+        (["score", "x.npy", "--top", "-3"], "expected a whole number of at least 1, got -3"),
         (["score", "x.npy", "--engine", "annoy"], "invalid choice: 'annoy'"),
         (["score", "x.npy", "--images", "d"], "add --html FILE"),
         (["evaluate", "x.npy"], "required: --labels"),
