@@ -9,7 +9,22 @@ from numbers import Integral, Real
 
 from raremix.errors import OptionError
 
-__all__ = ["check_count", "check_number", "check_numbers", "check_range", "is_number"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_numbers",
+    "check_range",
+    "is_number",
+]
+
+
+def check_choice(caller: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ``OptionError`` if ``value`` is none of the words."""
+    if value not in choices:
+        *others, last = (repr(choice) for choice in choices)
+        words = f"{', '.join(others)} or {last}"
+        raise OptionError(f"{caller} expects {name} {words}, got {value!r}.")
 
 
 def check_count(caller: str, name: str, value: int, *, least: int) -> int:

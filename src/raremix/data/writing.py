@@ -1,10 +1,12 @@
-"""Writes .npy files that are whole or not there, however the process ends.
+"""Writes files that are whole or not there, however the process ends.
 
 Everything goes to a file beside the target first and is renamed at the end, so a killed process
 leaves the old file as it was.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,7 +18,7 @@ from raremix.data.arrays import Array
 from raremix.data.kinds import PathLike
 from raremix.errors import EmbeddingShapeError, OptionError
 
-__all__ = ["NpyWriter", "target_path", "write_npy"]
+__all__ = ["NpyWriter", "replacing", "target_path", "write_npy"]
 
 _HEADER_BYTES = 128
 
@@ -45,6 +47,25 @@ def target_path(path: PathLike, *, caller: str) -> Path:
     return place
 
 
+@contextmanager
+def replacing(path: PathLike, *, caller: str) -> Iterator[Path]:
+    """Hand out a name to write to; the file takes the place of ``path`` once the block is done.
+
+    An error in the block deletes what was written, and an older file is left as it was.
+
+    Raises:
+        OptionError: If nothing can be written at ``path``.
+    """
+    place = target_path(path, caller=caller)
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, place)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write_npy(path: PathLike, array: Array) -> None:
     """Write an array to exactly ``path``, replacing an older file in one step.
 
@@ -56,17 +77,10 @@ def write_npy(path: PathLike, array: Array) -> None:
             f"write_npy cannot write dtype {array.dtype} to {path}: Python objects need pickle; "
             "convert them to numbers or text first."
         )
-    place = target_path(path, caller="write_npy")
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, place)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path, caller="write_npy") as part, open(part, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class NpyWriter:

@@ -5,7 +5,6 @@ It knows neither how a score is made nor where rarity begins; those are its two 
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from raremix import distributed
+from raremix.data.writing import replacing
 from raremix.detection.history import ScoreHistory
 from raremix.detection.scorers import KNNDistance
 from raremix.detection.thresholds import FlagRate
@@ -276,10 +276,13 @@ class OODDetector:
             raise
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a file, whole or not at all."""
-        part = Path(f"{path}.part")
-        torch.save(self.state_dict(), part)
-        os.replace(part, path)
+        """Write the state to a file, whole or not at all.
+
+        Raises:
+            OptionError: If nothing can be written there.
+        """
+        with replacing(path, caller="OODDetector.save") as part:
+            torch.save(self.state_dict(), part)
 
     def load(self, path: str | Path) -> Self:
         """Take over the state in a file that ``save`` wrote, and return the detector.

@@ -16,7 +16,7 @@ from raremix.errors import NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import EngineName, Metric, nearest
 from raremix.neighbors.search import unit_rows
-from raremix.options import check_count, is_number
+from raremix.options import check_choice, check_count, is_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
@@ -66,11 +66,8 @@ class KNNDistance:
             )
         # A plain number, since a saved state may hold no numpy scalars.
         self.k = int(k) if isinstance(k, numbers.Integral) else float(k)
-        _check_metric("KNNDistance", metric)
-        if engine not in get_args(EngineName):
-            raise OptionError(
-                f"KNNDistance expects engine 'auto', 'torch' or 'faiss', got {engine!r}."
-            )
+        check_choice("KNNDistance", "metric", metric, get_args(Metric))
+        check_choice("KNNDistance", "engine", engine, get_args(EngineName))
         self.bank = ReferenceBank(capacity)
         if isinstance(self.k, int) and capacity <= k:
             raise OptionError(
@@ -208,7 +205,7 @@ class MeanDistance:
     """
 
     def __init__(self, *, metric: Metric = "euclidean") -> None:
-        _check_metric("MeanDistance", metric)
+        check_choice("MeanDistance", "metric", metric, get_args(Metric))
         self.metric: Metric = metric
         # Float64, since a float32 sum stops growing after some ten million rows.
         self._sum: Tensor | None = None
@@ -296,8 +293,3 @@ class MeanDistance:
         check_settings("MeanDistance", content, {"metric": self.metric})
         self._sum = None if content["sum"] is None else content["sum"].clone()
         self._count = content["count"]
-
-
-def _check_metric(caller: str, metric: str) -> None:
-    if metric not in get_args(Metric):
-        raise OptionError(f"{caller} expects metric 'euclidean' or 'cosine', got {metric!r}.")

@@ -22,6 +22,7 @@ from raremix.inputs import ArrayLike, as_embeddings, as_ids
 from raremix.neighbors.engines import CandidateEngine, EngineName, FaissEngine, TorchEngine
 from raremix.neighbors.faiss_door import load_faiss
 from raremix.neighbors.proof import Search
+from raremix.options import check_choice
 
 __all__ = ["Metric", "Neighbors", "chosen_engine", "nearest", "unit_rows"]
 
@@ -104,8 +105,7 @@ def nearest(
     queries = as_embeddings(queries, caller="nearest", dim=bank.shape[1])
     if k < 1:
         raise OptionError(f"nearest expects k of at least 1, got {k}.")
-    if metric not in get_args(Metric):
-        raise OptionError(f"nearest expects metric 'euclidean' or 'cosine', got {metric!r}.")
+    check_choice("nearest", "metric", metric, get_args(Metric))
     if max_memory < 2**20:
         raise OptionError(f"nearest expects max_memory of at least 1 MiB, got {max_memory} bytes.")
     if (query_ids is None) != (bank_ids is None):
@@ -181,8 +181,7 @@ def chosen_engine(
     Raises:
         OptionError: If ``engine`` is none of the names.
     """
-    if engine not in get_args(EngineName):
-        raise OptionError(f"nearest expects engine 'auto', 'torch' or 'faiss', got {engine!r}.")
+    check_choice("nearest", "engine", engine, get_args(EngineName))
     if engine != "auto":
         return engine
     if torch.device(device).type == "cpu" and queries >= _FAISS_FROM_QUERIES:
