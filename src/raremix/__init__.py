@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from raremix.data.images import ImageFiles as ImageFiles
     from raremix.detection.detector import Detection as Detection
     from raremix.detection.detector import OODDetector as OODDetector
-    from raremix.detection.scorers import KNNDistance as KNNDistance
-    from raremix.detection.scorers import MeanDistance as MeanDistance
+    from raremix.detection.scorers.knn import KNNDistance as KNNDistance
+    from raremix.detection.scorers.mean import MeanDistance as MeanDistance
     from raremix.detection.thresholds import FixedThreshold as FixedThreshold
     from raremix.detection.thresholds import FlagRate as FlagRate
     from raremix.detection.thresholds import QuantileThreshold as QuantileThreshold
@@ -51,8 +51,8 @@ _HOMES = {
     "FlagRate": "raremix.detection.thresholds",
     "ImageArrays": "raremix.data.images",
     "ImageFiles": "raremix.data.images",
-    "KNNDistance": "raremix.detection.scorers",
-    "MeanDistance": "raremix.detection.scorers",
+    "KNNDistance": "raremix.detection.scorers.knn",
+    "MeanDistance": "raremix.detection.scorers.mean",
     "MixedLoader": "raremix.mixing.loader",
     "MultiCropTransform": "raremix.views.multicrop",
     "OODDetector": "raremix.detection.detector",
