@@ -170,6 +170,109 @@ def test_an_empty_bank_survives_a_file() -> None:
     assert bank.rows[:, 0].tolist() == [5.0]
 
 
+@given(
+    with_ids=st.booleans(),
+    batches=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=15), max_size=30),
+    look_every=st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=80)
+def test_a_copy_kept_by_the_changes_equals_the_bank(
+    with_ids: bool, batches: list[list[int]], look_every: int
+) -> None:
+    bank, number = ReferenceBank(20), 0
+    bank.fill(rows_of([0]), torch.tensor([0]) if with_ids else None)
+    copy, version = bank.rows.clone(), bank.version
+    for step, ids in enumerate(batches):
+        bank.add(
+            rows_of(list(range(number, number + len(ids)))),
+            torch.tensor(ids) if with_ids else None,
+        )
+        number += len(ids)
+        if step % look_every:
+            continue
+        changed = bank.changes_since(version)
+        assert changed is not None
+        assert changed.tolist() == sorted(set(changed.tolist()))
+        fresh = torch.full((len(bank), 2), -1.0)
+        fresh[: len(copy)] = copy[: len(bank)]
+        fresh[changed] = bank.rows[changed]
+        copy, version = fresh, bank.version
+        assert torch.equal(copy, bank.rows)
+
+
+def test_only_the_rows_touched_have_changed() -> None:
+    bank = ReferenceBank(50)
+    bank.fill(rows_of(list(range(50))), torch.arange(50))
+    before = bank.version
+    bank.add(rows_of([7, 3]), torch.tensor([7, 3]))
+    changed = bank.changes_since(before)
+    assert changed is not None
+    assert changed.tolist() == [3, 7]
+    after = bank.changes_since(bank.version)
+    assert after is not None
+    assert after.tolist() == []
+
+
+@pytest.mark.parametrize("how", ["fill", "clear", "load", "too much"])
+def test_all_rows_must_be_read_anew_after(how: str) -> None:
+    bank = ReferenceBank(5000)
+    bank.fill(rows_of(list(range(9))), torch.arange(9))
+    before = bank.version
+    if how == "fill":
+        bank.fill(rows_of([1, 2]), torch.arange(2))
+    elif how == "clear":
+        bank.clear()
+    elif how == "load":
+        bank.load_state_dict(bank.state_dict())
+    else:
+        bank.add(rows_of(list(range(2000))), torch.arange(2000))
+    assert bank.version > before
+    assert bank.changes_since(before) is None
+    assert bank.changes_since(bank.version + 1) is None
+
+
+@pytest.mark.parametrize("ids", [None, torch.arange(6)])
+def test_ages_count_the_rows_added_since(ids: Tensor | None) -> None:
+    bank = ReferenceBank(10)
+    bank.fill(rows_of(list(range(6))), ids)
+    assert bank.ages.tolist() == [0] * 6
+    bank.add(rows_of([6, 7]), None if ids is None else torch.tensor([0, 9]))
+    bank.add(rows_of([8]), None if ids is None else torch.tensor([10]))
+    assert sorted(resumed(bank).ages.tolist()) == sorted(bank.ages.tolist())
+    if ids is None:
+        assert bank.ages.tolist() == [3] * 6 + [1, 1, 0]
+    else:
+        assert bank.ids is not None
+        ages = dict(zip(bank.ids.tolist(), bank.ages.tolist(), strict=True))
+        assert ages == {0: 1, 9: 1, 10: 0, **dict.fromkeys(range(1, 6), 3)}
+
+
+def test_an_age_moves_with_its_row() -> None:
+    bank = ReferenceBank(10)
+    bank.fill(rows_of([0, 1, 2, 3]), torch.tensor([0, 0, 1, 2]))
+    bank.add(rows_of([4]), torch.tensor([0]))  # one row takes the place of two
+    assert bank.ids is not None
+    ages = dict(zip(bank.ids.tolist(), bank.ages.tolist(), strict=True))
+    assert ages == {0: 0, 1: 1, 2: 1}
+
+
+def test_a_cleared_bank_begins_anew_under_the_same_limit() -> None:
+    bank = ReferenceBank(3)
+    bank.fill(rows_of(list(range(5))), None)
+    bank.clear()
+    assert (len(bank), bank.dim) == (0, None)
+    bank.add(rows_of(list(range(9))), torch.arange(9))
+    assert pairs_of(bank) == [(number, number) for number in range(4, 9)]
+
+
+def test_rows_of_another_width_are_refused_by_name() -> None:
+    bank, other = ReferenceBank(4), ReferenceBank(4)
+    bank.add(torch.zeros(1, 3), None)
+    other.add(torch.zeros(1, 5), None)
+    with pytest.raises(StateMismatchError, match="rows 5 wide, and holds rows 3 wide"):
+        bank.load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize(("first", "second"), [("with", "without"), ("without", "with")])
 def test_rows_with_and_without_ids_do_not_mix(first: str, second: str) -> None:
     bank = ReferenceBank(4)

@@ -1,6 +1,7 @@
 """The embeddings that count as seen.
 
-A bank holds rows, in the order in which they were last refreshed. It measures no distances.
+A bank holds rows, knows how long ago each was refreshed, and tells a reader that keeps a prepared
+copy which rows have changed. It measures no distances.
 """
 
 from collections import OrderedDict
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raremix.errors import OptionError
+from raremix.detection.changes import ChangeLog
+from raremix.errors import OptionError, StateMismatchError
 from raremix.options import check_count
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
@@ -40,6 +42,9 @@ class ReferenceBank:
             None  # oldest id first; made when needed
         )
         self._limit = capacity
+        self._clock = 0  # rows added so far
+        self._stamps = _no_stamps()  # what the clock said when a row was refreshed, beside _rows
+        self._changes = ChangeLog()
 
     def __len__(self) -> int:
         return self._count
@@ -60,6 +65,31 @@ class ReferenceBank:
         """Width of the rows; None while the bank has never held any."""
         return None if self._rows is None else self._rows.shape[1]
 
+    @property
+    def ages(self) -> Tensor:
+        """(n,) int64 on the CPU: how many rows have been added since each row was refreshed."""
+        return self._clock - self._stamps[: self._count]
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change of the rows."""
+        return self._changes.version
+
+    def changes_since(self, version: int) -> Tensor | None:
+        """Say which rows have changed, for a reader that keeps a copy.
+
+        The bank may also have grown or shrunk: its length tells. A row beyond the length that the
+        reader knew is always among the changes.
+
+        Args:
+            version: What ``version`` was when the reader last looked.
+
+        Returns:
+            (m,) int64 on the CPU, ascending and distinct; or None if all rows must be read anew.
+        """
+        changed = self._changes.since(version)
+        return None if changed is None else changed[changed < self._count]
+
     # Made in inference mode, the rows could not be replaced outside it.
     @torch.inference_mode(False)
     def fill(self, embeddings: Tensor, ids: Tensor | None) -> None:
@@ -70,6 +100,16 @@ class ReferenceBank:
         self._limit = max(self.capacity, self._count)
         self._next = 0
         self._rows_of = None
+        self._clock = 0
+        self._stamps = torch.zeros(self._count, dtype=torch.int64, device="cpu")
+        self._changes.note(None, size=self._limit)
+
+    def clear(self) -> None:
+        """Forget every row, but not how many may be held."""
+        self._rows, self._ids, self._rows_of = None, None, None
+        self._count = self._next = 0
+        self._stamps = _no_stamps()
+        self._changes.note(None, size=self._limit)
 
     @torch.inference_mode(False)
     def add(self, embeddings: Tensor, ids: Tensor | None) -> None:
@@ -84,10 +124,12 @@ class ReferenceBank:
         if self._rows is not None and self._rows.device != embeddings.device:
             # A bank loaded on the CPU moves to the accelerator once, not at every score.
             self._rows = self._rows.to(embeddings.device)
+        self._clock += len(embeddings)
         if ids is None:
-            self._enqueue(embeddings[-self._limit :])
+            changed = self._enqueue(embeddings[-self._limit :])
         else:
-            self._refresh(embeddings[-self._limit :], ids[-self._limit :].tolist())
+            changed = self._refresh(embeddings[-self._limit :], ids[-self._limit :].tolist())
+        self._changes.note(torch.tensor(changed, dtype=torch.int64, device="cpu"), size=self._limit)
 
     def _grow(self, wanted: int, like: Tensor) -> Tensor:
         """Make room for ``wanted`` rows, doubling so that filling a bank costs linear time."""
@@ -102,19 +144,32 @@ class ReferenceBank:
             longer = torch.full((len(self._rows),), -1, dtype=torch.int64, device="cpu")
             longer[: len(self._ids)] = self._ids
             self._ids = longer
+        if len(self._stamps) < len(self._rows):
+            stamps = torch.zeros(len(self._rows), dtype=torch.int64, device="cpu")
+            stamps[: self._count] = self._stamps[: self._count]
+            self._stamps = stamps
         return self._rows
 
-    def _enqueue(self, embeddings: Tensor) -> None:
+    def _enqueue(self, embeddings: Tensor) -> list[int]:
         fresh = min(len(embeddings), self._limit - self._count)
         rows = self._grow(self._count + fresh, embeddings)
-        rows[self._count : self._count + fresh] = embeddings[:fresh]
+        rest = len(embeddings) - fresh
+        places = [
+            *range(self._count, self._count + fresh),
+            *((self._next + row) % self._limit for row in range(rest)),
+        ]
+        self._put(rows, places, embeddings)
         self._count += fresh
-        rest = embeddings[fresh:]
-        places = (self._next + torch.arange(len(rest), device=rows.device)) % self._limit
-        rows[places] = rest
-        self._next = (self._next + len(rest)) % self._limit
+        self._next = (self._next + rest) % self._limit
+        return places
 
-    def _refresh(self, embeddings: Tensor, ids: list[int]) -> None:
+    def _put(self, rows: Tensor, places: list[int], embeddings: Tensor) -> Tensor:
+        where = torch.tensor(places, dtype=torch.int64, device="cpu")
+        rows[where.to(rows.device)] = embeddings.to(rows.dtype)
+        self._stamps[where] = self._clock
+        return where
+
+    def _refresh(self, embeddings: Tensor, ids: list[int]) -> list[int]:
         if self._ids is None:
             self._ids = torch.empty(0, dtype=torch.int64, device="cpu")
         if self._rows_of is None:
@@ -132,12 +187,14 @@ class ReferenceBank:
         rows = self._grow(self._count + max(0, len(ids) - len(free)), embeddings)
         new = range(self._count, self._count + max(0, len(ids) - len(free)))
         places = [*free[: len(ids)], *new]
-        rows[torch.tensor(places, device=rows.device)] = embeddings
-        self._ids[torch.tensor(places, device="cpu")] = torch.tensor(ids, device="cpu")
+        where = self._put(rows, places, embeddings)
+        self._ids[where] = torch.tensor(ids, device="cpu")
         for known, row in zip(ids, places, strict=True):
             owners.setdefault(known, []).append(row)
         self._count += len(new)
-        self._close_holes(sorted(free[len(ids) :], reverse=True), rows, owners)
+        holes = sorted(free[len(ids) :], reverse=True)
+        self._close_holes(holes, rows, owners)
+        return places + holes
 
     def _close_holes(
         self, holes: list[int], rows: Tensor, owners: OrderedDict[int, list[int]]
@@ -150,31 +207,46 @@ class ReferenceBank:
                 moved = int(self._ids[last])
                 rows[hole] = rows[last]
                 self._ids[hole] = moved
+                self._stamps[hole] = self._stamps[last]
                 owners[moved] = [hole if row == last else row for row in owners[moved]]
             self._count = last
 
     def state_dict(self) -> State:
-        """Rows and ids, oldest first."""
+        """Rows, ids and ages, oldest first."""
         order = self._age_order()
         rows = None if self._rows is None else self.rows[order.to(self._rows.device)]
         ids = None if self._ids is None else self._ids[order]
-        content: State = {"capacity": self.capacity, "limit": self._limit, "rows": rows, "ids": ids}
-        return sealed_state("ReferenceBank", 1, content)
+        content: State = {
+            "capacity": self.capacity,
+            "limit": self._limit,
+            "rows": rows,
+            "ids": ids,
+            "ages": self.ages[order],
+        }
+        return sealed_state("ReferenceBank", 2, content)
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved bank."""
-        content = open_state(
-            state, kind="ReferenceBank", version=1, keys=("capacity", "limit", "rows", "ids")
-        )
+        """Take over a saved bank; its rows must be as wide as those held, if there are any."""
+        keys = ("capacity", "limit", "rows", "ids", "ages")
+        content = open_state(state, kind="ReferenceBank", version=2, keys=keys)
         check_settings("ReferenceBank", content, {"capacity": self.capacity})
         rows, ids = content["rows"], content["ids"]
+        if self._rows is not None and rows is not None and rows.shape[1] != self._rows.shape[1]:
+            raise StateMismatchError(
+                f"ReferenceBank.load_state_dict got rows {rows.shape[1]} wide, and holds rows "
+                f"{self._rows.shape[1]} wide; load it into a new one, or check that both come from "
+                "the same layer."
+            )
         self._rows = None if rows is None else rows.clone()
         self._ids = None if ids is None else ids.cpu().clone()
         self._count = 0 if rows is None else len(rows)
         self._limit = content["limit"]
         self._next = 0
         self._rows_of = None
+        self._clock = 0
+        self._stamps = -content["ages"].cpu()
+        self._changes.note(None, size=self._limit)
 
     def _age_order(self) -> Tensor:
         if self._rows_of is not None:
@@ -184,3 +256,7 @@ class ReferenceBank:
         if self._ids is None and self._count:
             return (self._next + order) % self._count
         return order
+
+
+def _no_stamps() -> Tensor:
+    return torch.empty(0, dtype=torch.int64, device="cpu")
