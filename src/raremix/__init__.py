@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from raremix.data.images import ImageFiles as ImageFiles
     from raremix.detection.detector import Detection as Detection
     from raremix.detection.detector import OODDetector as OODDetector
+    from raremix.detection.scorers.cluster_mass import ClusterMass as ClusterMass
     from raremix.detection.scorers.knn import KNNDistance as KNNDistance
+    from raremix.detection.scorers.mahalanobis import Mahalanobis as Mahalanobis
     from raremix.detection.scorers.mean import MeanDistance as MeanDistance
+    from raremix.detection.scorers.noise_gate import NoiseGate as NoiseGate
+    from raremix.detection.scorers.two_scale import TwoScaleDistance as TwoScaleDistance
+    from raremix.detection.thresholds import ConformalThreshold as ConformalThreshold
     from raremix.detection.thresholds import FixedThreshold as FixedThreshold
     from raremix.detection.thresholds import FlagRate as FlagRate
     from raremix.detection.thresholds import QuantileThreshold as QuantileThreshold
+    from raremix.detection.thresholds import benjamini_hochberg as benjamini_hochberg
     from raremix.embedding.backbones import backbone as backbone
     from raremix.embedding.backbones import load_dino as load_dino
     from raremix.embedding.checkpoints import load_backbone as load_backbone
@@ -46,22 +52,28 @@ _HOMES = {
     "Batch": "raremix.mixing.sampler",
     "BufferEntries": "raremix.memory.entries",
     "BufferedMixSampler": "raremix.mixing.sampler",
+    "ClusterMass": "raremix.detection.scorers.cluster_mass",
+    "ConformalThreshold": "raremix.detection.thresholds",
     "Detection": "raremix.detection.detector",
     "FixedThreshold": "raremix.detection.thresholds",
     "FlagRate": "raremix.detection.thresholds",
     "ImageArrays": "raremix.data.images",
     "ImageFiles": "raremix.data.images",
     "KNNDistance": "raremix.detection.scorers.knn",
+    "Mahalanobis": "raremix.detection.scorers.mahalanobis",
     "MeanDistance": "raremix.detection.scorers.mean",
     "MixedLoader": "raremix.mixing.loader",
     "MultiCropTransform": "raremix.views.multicrop",
+    "NoiseGate": "raremix.detection.scorers.noise_gate",
     "OODDetector": "raremix.detection.detector",
     "QuantileThreshold": "raremix.detection.thresholds",
     "RareMemoryBuffer": "raremix.memory.buffer",
     "RaremixError": "raremix.errors",
     "RaremixWarning": "raremix.errors",
+    "TwoScaleDistance": "raremix.detection.scorers.two_scale",
     "View": "raremix.views.view",
     "backbone": "raremix.embedding.backbones",
+    "benjamini_hochberg": "raremix.detection.thresholds",
     "class_groups": "raremix.evaluation",
     "eval_transform": "raremix.embedding.preprocessing",
     "evaluate": "raremix.evaluation.summary",

@@ -2,16 +2,35 @@
 
 from raremix.detection.bank import ReferenceBank
 from raremix.detection.detector import Detection, OODDetector
-from raremix.detection.scorers import KNNDistance, MeanDistance
-from raremix.detection.thresholds import FixedThreshold, FlagRate, QuantileThreshold
+from raremix.detection.scorers import (
+    ClusterMass,
+    KNNDistance,
+    Mahalanobis,
+    MeanDistance,
+    NoiseGate,
+    TwoScaleDistance,
+)
+from raremix.detection.thresholds import (
+    ConformalThreshold,
+    FixedThreshold,
+    FlagRate,
+    QuantileThreshold,
+    benjamini_hochberg,
+)
 
 __all__ = [
+    "ClusterMass",
+    "ConformalThreshold",
     "Detection",
     "FixedThreshold",
     "FlagRate",
     "KNNDistance",
+    "Mahalanobis",
     "MeanDistance",
+    "NoiseGate",
     "OODDetector",
     "QuantileThreshold",
     "ReferenceBank",
+    "TwoScaleDistance",
+    "benjamini_hochberg",
 ]

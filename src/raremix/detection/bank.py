@@ -223,13 +223,13 @@ class ReferenceBank:
             "ids": ids,
             "ages": self.ages[order],
         }
-        return sealed_state("ReferenceBank", 2, content)
+        return sealed_state("ReferenceBank", 1, content)
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved bank; its rows must be as wide as those held, if there are any."""
         keys = ("capacity", "limit", "rows", "ids", "ages")
-        content = open_state(state, kind="ReferenceBank", version=2, keys=keys)
+        content = open_state(state, kind="ReferenceBank", version=1, keys=keys)
         check_settings("ReferenceBank", content, {"capacity": self.capacity})
         rows, ids = content["rows"], content["ids"]
         if self._rows is not None and rows is not None and rows.shape[1] != self._rows.shape[1]:

@@ -3,33 +3,35 @@
 It keeps rows and ids in a reference bank. Where rarity begins is the threshold's to say.
 """
 
-import math
-import numbers
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
-from raremix.errors import NotEnoughReferenceError, OptionError
-from raremix.inputs import ArrayLike, as_embeddings
-from raremix.neighbors import EngineName, Metric, nearest
-from raremix.options import check_choice, check_count, is_number
+from raremix.detection.scorers.reference import NeighborReference, check_k
+from raremix.inputs import ArrayLike
+from raremix.neighbors import EngineName, Metric
+from raremix.options import check_choice
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
 
-__all__ = ["KNNDistance"]
+__all__ = ["KNNDistance", "Reduction"]
+
+Reduction = Literal["kth", "mean"]
 
 
 class KNNDistance:
-    """The distance to the k-th nearest embedding seen.
+    """The distance to the k-th nearest embedding seen, or the mean distance to the nearest k.
 
     Its own row, and the rows of sibling crops under the same id, are never among the neighbours.
 
     Args:
-        k: Which neighbour: a count of at least 1, or a share in (0, 1) of the reference, rounded
-            up. The members of a class stand out as rare when it has at most k of them.
+        k: How many neighbours: a count of at least 1, or a share in (0, 1) of the reference,
+            rounded up. The members of a class stand out as rare when it has at most k of them.
+        reduce: ``"kth"``, the distance to the k-th; or ``"mean"``, the mean over the nearest k,
+            which depends less on the choice of k and sees single outliers a little more.
         metric: ``"euclidean"``, or ``"cosine"`` for the Euclidean distance between embeddings
             scaled to unit length, so that a score lies in [0, 2].
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
@@ -54,45 +56,55 @@ class KNNDistance:
         self,
         k: int | float = 10,
         *,
+        reduce: Reduction = "kth",
         metric: Metric = "euclidean",
         capacity: int = 65_536,
         engine: EngineName = "auto",
         max_memory: int = 2**29,
     ) -> None:
-        if not is_number(k) or not (k >= 1 if isinstance(k, numbers.Integral) else 0.0 < k < 1.0):
-            raise OptionError(
-                f"KNNDistance expects k as a count of at least 1 or a share in (0, 1), got {k!r}."
-            )
-        # A plain number, since a saved state may hold no numpy scalars.
-        self.k = int(k) if isinstance(k, numbers.Integral) else float(k)
-        check_choice("KNNDistance", "metric", metric, get_args(Metric))
-        check_choice("KNNDistance", "engine", engine, get_args(EngineName))
-        self.bank = ReferenceBank(capacity)
-        if isinstance(self.k, int) and capacity <= k:
-            raise OptionError(
-                f"KNNDistance expects a capacity above k={k}, got {capacity}; raise capacity."
-            )
-        self.metric: Metric = metric
-        self.engine: EngineName = engine
-        self.max_memory = check_count("KNNDistance", "max_memory", max_memory, least=2**20)
-
-    def __repr__(self) -> str:
-        return (
-            f"KNNDistance(k={self.k}, metric={self.metric!r}, capacity={self.bank.capacity}, "
-            f"engine={self.engine!r})"
+        self.k = check_k("KNNDistance", "k", k)
+        check_choice("KNNDistance", "reduce", reduce, get_args(Reduction))
+        self.reduce: Reduction = reduce
+        self._reference = NeighborReference(
+            "KNNDistance",
+            self.k,
+            metric=metric,
+            capacity=capacity,
+            engine=engine,
+            max_memory=max_memory,
         )
 
-    def _count(self) -> int:
+    def __repr__(self) -> str:
+        reduce = "" if self.reduce == "kth" else f", reduce={self.reduce!r}"
+        return (
+            f"KNNDistance(k={self.k}{reduce}, metric={self.metric!r}, "
+            f"capacity={self.bank.capacity}, engine={self.engine!r})"
+        )
+
+    @property
+    def bank(self) -> ReferenceBank:
+        """The embeddings that count as seen."""
+        return self._reference.bank
+
+    @property
+    def metric(self) -> Metric:
+        """How distances are measured."""
+        return self._reference.metric
+
+    @property
+    def engine(self) -> EngineName:
+        """What searches."""
+        return self._reference.engine
+
+    @property
+    def neighbors(self) -> int:
         """How many neighbours k means for the reference at hand."""
-        if isinstance(self.k, int):
-            return self.k
-        # 0.07 * 100 is a little above 7 in floating point.
-        return max(1, math.ceil(self.k * len(self.bank) - 1e-9))
+        return self._reference.count()
 
     @property
     def ready(self) -> bool:
         """Whether the reference holds more than k embeddings."""
-        return len(self.bank) > self._count()
+        return self._reference.ready
 
     def fit(self, embeddings: ArrayLike, ids: Tensor | None = None) -> Tensor:
         """Forget everything, take these embeddings as the reference, and score them leave-one-out.
@@ -108,20 +120,7 @@ class KNNDistance:
             EmbeddingShapeError: If ``embeddings`` is not (n, dim).
             NotEnoughReferenceError: If a row has fewer than k rows besides itself and its siblings.
         """
-        rows = as_embeddings(embeddings, caller="KNNDistance.fit")
-        if len(rows) <= (self.k if isinstance(self.k, int) else 1):
-            raise NotEnoughReferenceError(
-                f"KNNDistance.fit expects more than k={self.k} embeddings, got {len(rows)}; "
-                "pass more, or build KNNDistance with a smaller k."
-            )
-        before, self.bank = self.bank, ReferenceBank(self.bank.capacity)
-        self.bank.fill(rows, ids)
-        own = torch.arange(len(rows), device="cpu") if ids is None else ids
-        try:
-            return self._distances(rows, own, own)
-        except Exception:
-            self.bank = before  # all or nothing
-            raise
+        return self._reduced(self._reference.fit(embeddings, ids).distances)
 
     def score(self, embeddings: ArrayLike, ids: Tensor | None = None) -> Tensor:
         """Measure how rare each image is; larger is rarer.
@@ -139,48 +138,28 @@ class KNNDistance:
             NotEnoughReferenceError: If fewer than k reference embeddings can be compared.
             OptionError: If ids are given and the reference has none.
         """
-        rows = as_embeddings(embeddings, caller="KNNDistance.score", dim=self.bank.dim)
-        if len(self.bank) < self._count():
-            raise NotEnoughReferenceError(
-                f"KNNDistance.score needs k={self._count()} reference embeddings and has seen "
-                f"{len(self.bank)}; call fit or update with more, or build it with a smaller k."
-            )
-        known = self.bank.ids
-        if ids is None:
-            return self._distances(rows, None, None)
-        if known is None:
-            raise OptionError(
-                "KNNDistance.score got ids, but the reference was given without ids, so a row could "
-                "not be told from itself; pass ids always or never."
-            )
-        return self._distances(rows, ids, known)
+        return self._reduced(self._reference.search(embeddings, ids).distances)
 
-    def _distances(self, rows: Tensor, ids: Tensor | None, known: Tensor | None) -> Tensor:
-        reference = self.bank.rows.to(rows.device)
-        found = nearest(
-            rows,
-            reference,
-            self._count(),
-            query_ids=ids,
-            bank_ids=known,
-            metric=self.metric,
-            engine=self.engine,
-            max_memory=self.max_memory,
-        )
-        return found.distances[:, -1].contiguous()
+    def _reduced(self, distances: Tensor) -> Tensor:
+        if self.reduce == "kth":
+            return distances[:, -1].contiguous()
+        return distances.to(torch.float64).mean(dim=1).to(torch.float32)
 
     def update(self, embeddings: ArrayLike, ids: Tensor | None = None) -> None:
         """Add (batch, dim) embeddings to the reference; a known id replaces its rows."""
-        rows = as_embeddings(embeddings, caller="KNNDistance.update", dim=self.bank.dim)
-        self.bank.add(rows, ids)
+        self._reference.update(embeddings, ids)
 
     def state_dict(self) -> State:
         """The settings and the reference."""
-        content: State = {"k": self.k, "metric": self.metric, "bank": self.bank.state_dict()}
+        content: State = {**self._settings(), "bank": self.bank.state_dict()}
         return sealed_state("KNNDistance", 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved reference; k and metric must be those it was saved with."""
-        content = open_state(state, kind="KNNDistance", version=1, keys=("k", "metric", "bank"))
-        check_settings("KNNDistance", content, {"k": self.k, "metric": self.metric})
+        """Take over a saved reference; k, reduce and metric must be those it was saved with."""
+        keys = (*self._settings(), "bank")
+        content = open_state(state, kind="KNNDistance", version=1, keys=keys)
+        check_settings("KNNDistance", content, self._settings())
         self.bank.load_state_dict(content["bank"])
+
+    def _settings(self) -> State:
+        return {"k": self.k, "reduce": self.reduce, "metric": self.metric}

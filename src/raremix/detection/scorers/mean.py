@@ -12,7 +12,7 @@ from torch import Tensor
 from raremix.errors import NotEnoughReferenceError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import Metric
-from raremix.neighbors.search import unit_rows
+from raremix.neighbors.index import unit_rows
 from raremix.options import check_choice
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state

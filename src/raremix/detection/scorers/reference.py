@@ -1,0 +1,133 @@
+"""A bank that is searched: what all scores that look at neighbours share.
+
+It finds neighbours and leaves out a row's own. What their distances mean is the scorer's to say.
+"""
+
+import math
+import numbers
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from raremix.detection.bank import ReferenceBank
+from raremix.errors import NotEnoughReferenceError, OptionError
+from raremix.inputs import ArrayLike, as_embeddings
+from raremix.neighbors import EngineName, Metric, Neighbors, nearest
+from raremix.options import check_choice, check_count, is_number
+
+__all__ = ["NeighborReference", "check_k", "count_of"]
+
+
+def check_k(owner: str, name: str, k: int | float) -> int | float:
+    """Return k as a plain number: a count of at least 1, or a share in (0, 1)."""
+    if not is_number(k) or not (k >= 1 if isinstance(k, numbers.Integral) else 0.0 < k < 1.0):
+        raise OptionError(
+            f"{owner} expects {name} as a count of at least 1 or a share in (0, 1), got {k!r}."
+        )
+    # A plain number, since a saved state may hold no numpy scalars.
+    return int(k) if isinstance(k, numbers.Integral) else float(k)
+
+
+def count_of(k: int | float, rows: int) -> int:
+    """How many neighbours k means in a reference of that many rows."""
+    if isinstance(k, int):
+        return k
+    # 0.07 * 100 is a little above 7 in floating point.
+    return max(1, math.ceil(k * rows - 1e-9))
+
+
+class NeighborReference:
+    """A reference bank and the way it is searched.
+
+    Args:
+        owner: The scorer to name in errors.
+        k: The largest k it will be asked for, checked.
+        metric: ``"euclidean"`` or ``"cosine"``.
+        capacity: The most embeddings kept by ``update``.
+        engine: ``"auto"``, ``"torch"`` or ``"faiss"``.
+        max_memory: Bytes of working memory a search aims for.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        k: int | float,
+        *,
+        metric: Metric,
+        capacity: int,
+        engine: EngineName,
+        max_memory: int,
+    ) -> None:
+        check_choice(owner, "metric", metric, get_args(Metric))
+        check_choice(owner, "engine", engine, get_args(EngineName))
+        self.owner = owner
+        self.k = k
+        self.bank = ReferenceBank(capacity)
+        if isinstance(k, int) and capacity <= k:
+            raise OptionError(
+                f"{owner} expects a capacity above k={k}, got {capacity}; raise capacity."
+            )
+        self.metric: Metric = metric
+        self.engine: EngineName = engine
+        self.max_memory = check_count(owner, "max_memory", max_memory, least=2**20)
+
+    def count(self) -> int:
+        """How many neighbours k means for the reference at hand."""
+        return count_of(self.k, len(self.bank))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the bank holds more than k rows."""
+        return len(self.bank) > self.count()
+
+    def fit(self, embeddings: ArrayLike, ids: Tensor | None) -> Neighbors:
+        """Hold exactly these rows, and return each one's neighbours among the others."""
+        rows = as_embeddings(embeddings, caller=f"{self.owner}.fit")
+        if len(rows) <= (self.k if isinstance(self.k, int) else 1):
+            raise NotEnoughReferenceError(
+                f"{self.owner}.fit expects more than k={self.k} embeddings, got {len(rows)}; "
+                f"pass more, or build {self.owner} with a smaller k."
+            )
+        own = torch.arange(len(rows), device="cpu") if ids is None else ids
+        # The search before the bank changes: all or nothing.
+        found = self._nearest(rows, rows, count_of(self.k, len(rows)), own, own)
+        self.bank.fill(rows, ids)
+        return found
+
+    def search(self, embeddings: ArrayLike, ids: Tensor | None) -> Neighbors:
+        """Return the neighbours of each row; with ids, none of its own id. Changes nothing."""
+        rows = as_embeddings(embeddings, caller=f"{self.owner}.score", dim=self.bank.dim)
+        k = self.count()
+        if len(self.bank) < k:
+            raise NotEnoughReferenceError(
+                f"{self.owner}.score needs k={k} reference embeddings and has seen "
+                f"{len(self.bank)}; call fit or update with more, or build it with a smaller k."
+            )
+        known = self.bank.ids
+        if ids is not None and known is None:
+            raise OptionError(
+                f"{self.owner}.score got ids, but the reference was given without ids, so a row "
+                "could not be told from itself; pass ids always or never."
+            )
+        reference = self.bank.rows.to(rows.device)
+        return self._nearest(rows, reference, k, ids, None if ids is None else known)
+
+    def _nearest(
+        self, rows: Tensor, bank: Tensor, k: int, ids: Tensor | None, known: Tensor | None
+    ) -> Neighbors:
+        return nearest(
+            rows,
+            bank,
+            k,
+            query_ids=ids,
+            bank_ids=known,
+            metric=self.metric,
+            engine=self.engine,
+            max_memory=self.max_memory,
+        )
+
+    def update(self, embeddings: ArrayLike, ids: Tensor | None) -> None:
+        """Add rows; a known id replaces its rows."""
+        rows = as_embeddings(embeddings, caller=f"{self.owner}.update", dim=self.bank.dim)
+        self.bank.add(rows, ids)
