@@ -16,6 +16,7 @@ __all__ = [
     "LoaderError",
     "MissingExtraError",
     "NonFiniteError",
+    "NotEnoughCalibrationError",
     "NotEnoughReferenceError",
     "OptionError",
     "RaremixError",
@@ -42,6 +43,10 @@ class NonFiniteError(RaremixError, ValueError):
 
 class NotEnoughReferenceError(RaremixError, RuntimeError):
     """Fewer reference embeddings have been seen than the score needs."""
+
+
+class NotEnoughCalibrationError(RaremixError, RuntimeError):
+    """Fewer calibration scores were given than the level needs."""
 
 
 class EngineUnavailableError(RaremixError, RuntimeError):

@@ -8,7 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["BatchRows", "Flags", "ReplaySource", "Scorer", "State", "Stateful", "Threshold"]
+__all__ = [
+    "BatchRows",
+    "Flags",
+    "ReplaySource",
+    "Scorer",
+    "State",
+    "Stateful",
+    "StreamThreshold",
+    "Threshold",
+]
 
 State = dict[str, Any]
 """A saved state of plain types and tensors, loadable with ``weights_only=True``."""
@@ -58,6 +67,22 @@ class Threshold(Stateful, Protocol):
 
     def update(self, scores: Tensor, is_rare: Tensor) -> None:
         """See the (batch,) finite scores that were just judged, and how they were judged."""
+
+
+@runtime_checkable
+class StreamThreshold(Threshold, Protocol):
+    """A threshold that acts in a stream on more than what came before.
+
+    ``OODDetector.observe`` calls what is said here, if a threshold has it. A budget can hold through
+    a jump of the scores only if it is spent with the batch in hand; a warm-up can tell that scores
+    have become reliable only from samples that come again.
+    """
+
+    def value_for(self, scores: Tensor) -> float:
+        """The threshold for the (batch,) finite scores in hand; changes nothing."""
+
+    def update_revisits(self, earlier: Tensor, scores: Tensor) -> None:
+        """See (n,) finite scores of samples seen before, and the means of their earlier scores."""
 
 
 @runtime_checkable

@@ -137,7 +137,8 @@ def test_a_batch_is_scored_before_it_is_learned() -> None:
 
 
 def test_a_batch_is_judged_before_the_threshold_moves() -> None:
-    detector = small()
+    wide = FlagRate(0.2, window=50, warmup_scores=20, slack=100)
+    detector = OODDetector(KNNDistance(k=2), wide)
     detector.fit(normal(40))
     before = detector.threshold.value
     found = detector.observe(10 * normal(40, seed=1))

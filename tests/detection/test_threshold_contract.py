@@ -19,7 +19,7 @@ THRESHOLDS: dict[str, Maker] = {
     "fixed": lambda: FixedThreshold(1.5),
     "quantile": lambda: QuantileThreshold(0.8, calibration_scores=60),
     "flag rate": lambda: FlagRate(0.2, window=50, warmup_scores=30),
-    "flag rate, plain": lambda: FlagRate(0.1, window=80, warmup_scores=1, gain=0.0),
+    "flag rate, plain": lambda: FlagRate(0.1, window=80, warmup_scores=1, slack=4),
 }
 OTHERS: dict[str, tuple[Maker, str]] = {
     "fixed": (lambda: FixedThreshold(2.0), "value was 2.0, is 1.5"),
@@ -32,8 +32,8 @@ OTHERS: dict[str, tuple[Maker, str]] = {
         "window was 51, is 50; warmup_scores was 31, is 30",
     ),
     "flag rate, plain": (
-        lambda: FlagRate(0.1, window=80, warmup_scores=1, gain=0.5),
-        "gain was 0.5, is 0.0",
+        lambda: FlagRate(0.1, window=80, warmup_scores=1, slack=5, min_stability=0.6),
+        "slack was 5, is 4; min_stability was 0.6, is None",
     ),
 }
 

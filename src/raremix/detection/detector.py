@@ -29,7 +29,7 @@ from raremix.errors import (
     RaremixWarning,
 )
 from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows
-from raremix.protocols import Scorer, State, Threshold
+from raremix.protocols import Scorer, State, StreamThreshold, Threshold
 from raremix.state import open_state, sealed_state
 
 __all__ = ["Detection", "OODDetector"]
@@ -129,7 +129,7 @@ class OODDetector:
         kept_scores = self.scorer.fit(kept, kept_ids).float()
         self.threshold.fit(kept_scores)
         self._history.clear()
-        return self._judge(_spread(kept_scores, valid))
+        return _judge(_spread(kept_scores, valid), self.threshold.value)
 
     def score(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Tensor:
         """Measure how rare each row is against what has been seen; changes nothing.
@@ -151,9 +151,13 @@ class OODDetector:
     def detect(
         self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None
     ) -> Detection:
-        """Score and judge each row; changes nothing. Arguments and errors as for ``score``."""
+        """Score and judge each row; changes nothing. Arguments and errors as for ``score``.
+
+        Each row is judged alone, by ``threshold.value``. In ``observe`` a budget may also depend on
+        what else is in the batch.
+        """
         rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.detect")
-        return self._judge(self._score(rows, own_ids, valid))
+        return _judge(self._score(rows, own_ids, valid), self.threshold.value)
 
     def observe(
         self,
@@ -190,11 +194,20 @@ class OODDetector:
                 scores = rows.new_full((len(rows),), torch.nan)
         else:
             scores = rows.new_full((len(rows),), torch.nan)
-        found = self._judge(scores if own_ids is None else self._history.blend(scores, own_ids))
+        blended = scores if own_ids is None else self._history.blend(scores, own_ids)
+        # The ranks share one budget, and replays are no part of it.
+        replayed = distributed.gather_rows(replayed).to(rows.device)
+        judged = distributed.gather_rows(blended)
+        judged = judged[torch.isfinite(judged) & ~replayed]
+        value = (
+            self.threshold.value_for(judged)
+            if isinstance(self.threshold, StreamThreshold)
+            else self.threshold.value
+        )
 
         # Score before update: against itself, every distance is zero.
-        self._learn(rows, own_ids, valid, replayed, scores, found)
-        return found
+        self._learn(rows, own_ids, valid, replayed, scores, _judge(judged, value))
+        return _judge(blended, value)
 
     def _learn(
         self,
@@ -203,12 +216,10 @@ class OODDetector:
         valid: Tensor,
         replayed: Tensor,
         raw: Tensor,
-        found: Detection,
+        judged: Detection,
     ) -> None:
+        """Learn what all ranks have seen; ``replayed`` and ``judged`` are of all ranks already."""
         rows, valid = distributed.gather_rows(rows), distributed.gather_rows(valid)
-        replayed = distributed.gather_rows(replayed).to(valid.device)
-        scores = distributed.gather_rows(found.scores)
-        is_rare = distributed.gather_rows(found.is_rare)
         if ids is not None:
             ids, raw = distributed.gather_rows(ids), distributed.gather_rows(raw)
 
@@ -216,11 +227,14 @@ class OODDetector:
         learned = valid if ids is not None else valid & ~replayed
         if bool(learned.any()):
             self.scorer.update(*_select(rows, ids, learned))
+        if len(judged.scores):
+            self.threshold.update(judged.scores, judged.is_rare)
         if ids is not None:
+            earlier = self._history.means(ids).to(raw.device)
             self._history.update(raw, ids)
-        judged = torch.isfinite(scores) & ~replayed
-        if bool(judged.any()):
-            self.threshold.update(scores[judged], is_rare[judged])
+            again = torch.isfinite(earlier) & torch.isfinite(raw) & ~replayed
+            if isinstance(self.threshold, StreamThreshold) and bool(again.any()):
+                self.threshold.update_revisits(earlier[again], raw[again])
 
     def _enter(
         self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
@@ -242,10 +256,6 @@ class OODDetector:
         if not bool(valid.any()):
             return rows.new_full((len(rows),), torch.nan)
         return _spread(self.scorer.score(*_select(rows, ids, valid)).float(), valid)
-
-    def _judge(self, scores: Tensor) -> Detection:
-        value = self.threshold.value
-        return Detection(scores=scores, is_rare=scores > value, threshold=value)
 
     def state_dict(self) -> State:
         """Everything needed to go on as if never stopped; loads with ``weights_only=True``."""
@@ -302,6 +312,10 @@ class OODDetector:
             ) from cause
         self.load_state_dict(state)
         return self
+
+
+def _judge(scores: Tensor, value: float) -> Detection:
+    return Detection(scores=scores, is_rare=scores > value, threshold=value)
 
 
 def _as_mask(value: ArrayLike | Sequence[bool] | None, length: int, caller: str) -> Tensor:

@@ -46,6 +46,11 @@ class ScoreHistory:
         means = [self._with(key, score)[0] for key, score in pairs]
         return torch.tensor(means, dtype=torch.float32, device=scores.device)
 
+    def means(self, ids: Tensor) -> Tensor:
+        """The (batch,) means of the scores that the ids have had; NaN for none."""
+        means = [self._means.get(key, (math.nan, 0))[0] for key in ids.tolist()]
+        return torch.tensor(means, dtype=torch.float32, device=ids.device)
+
     def update(self, scores: Tensor, ids: Tensor) -> None:
         """Add (batch,) scores to the histories of their ids; NaN and infinity are passed over."""
         if not self.smoothing:
