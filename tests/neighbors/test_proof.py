@@ -66,9 +66,9 @@ def test_ties_cost_no_comparison_with_the_whole(compared: Counted) -> None:
 
 
 def crowded() -> Tensor:
-    """400 rows a few roundings apart and far from the origin, which no product can tell apart."""
-    steps = torch.randint(0, 4, (400, 4), generator=torch.Generator().manual_seed(0))
-    return torch.cat([1000.0 + steps * 2.0**-14, torch.zeros(400, 4)])
+    """2,000 rows a few roundings apart and far from the others, which no product can tell apart."""
+    steps = torch.randint(0, 4, (2000, 4), generator=torch.Generator().manual_seed(0))
+    return torch.cat([1000.0 + steps * 2.0**-14, torch.zeros(4000, 4)])
 
 
 def test_twins_closer_than_any_product_can_tell_are_compared_with_the_whole_bank(
@@ -83,7 +83,7 @@ def test_twins_closer_than_any_product_can_tell_are_compared_with_the_whole_bank
 
 
 def test_the_comparison_with_the_whole_bank_leaves_out_siblings(compared: Counted) -> None:
-    bank, ids = crowded(), torch.arange(800) // 2
+    bank, ids = crowded(), torch.arange(6000) // 2
     found = nearest(bank[:4], bank, 30, query_ids=ids[:4], bank_ids=ids)
     assert compared.rows
     for row in range(4):

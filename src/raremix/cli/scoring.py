@@ -18,7 +18,7 @@ from raremix.data.vectors import read_vector
 from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector
 from raremix.errors import LabelError, NonFiniteError, NotEnoughReferenceError, OptionError
 from raremix.inputs import as_embeddings, finite_rows
-from raremix.neighbors.search import chosen_engine
+from raremix.neighbors.choice import chosen_engine
 
 __all__ = ["LABEL_NAMES", "Rows", "Scored", "class_names", "read_rows", "score_rows"]
 

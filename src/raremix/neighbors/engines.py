@@ -14,7 +14,9 @@ from raremix.neighbors.faiss_door import load_faiss
 
 __all__ = ["CandidateEngine", "EngineName", "FaissEngine", "TorchEngine"]
 
-EngineName = Literal["auto", "torch", "faiss"]
+EngineName = Literal["auto", "int16", "torch", "faiss"]
+
+_GROUP = 64
 
 
 class CandidateEngine(Protocol):
@@ -58,8 +60,8 @@ class TorchEngine:
             best: tuple[Tensor, Tensor] | None = None
             for place, part in enumerate(parts):
                 partial = torch.addmm(bank_norms[place], tile, part.to(dtype).T, alpha=-2.0)
-                values, rows = partial.topk(min(count, len(part)), dim=1, largest=False)
-                best = _merge(best, (values, rows + place * bank_tile), count)
+                values, rows = least(partial, min(count, len(part)))
+                best = merge(best, (values, rows + place * bank_tile), count)
             assert best is not None
             squared[start : start + query_tile] = best[0] + tile.square().sum(dim=1, keepdim=True)
             indices[start : start + query_tile] = best[1]
@@ -73,11 +75,35 @@ class TorchEngine:
         return query_tile, bank_tile
 
 
-def _merge(
+def least(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` least of each row of (n, m) keys, and their columns, ascending.
+
+    They lie in the ``count`` groups with the least minima, and a minimum of every group costs one
+    pass over the keys where a top-k of all of them costs several.
+    """
+    columns = keys.shape[1]
+    groups = columns // _GROUP
+    if groups < 4 * count:
+        values, found = keys.topk(count, dim=1, largest=False)
+        return values, found
+    # A group is every so-maniest column, so that the minimum runs along memory.
+    body = keys[:, : groups * _GROUP].view(len(keys), _GROUP, groups)
+    best = body.amin(dim=1).topk(count, dim=1, largest=False).indices
+    offsets = groups * torch.arange(_GROUP, device=keys.device)
+    places = (best[:, :, None] + offsets).flatten(1)
+    rest = torch.arange(groups * _GROUP, columns, device=keys.device).expand(len(keys), -1)
+    places = torch.cat([places, rest], dim=1)
+    values, found = keys.gather(1, places).topk(count, dim=1, largest=False)
+    return values, places.gather(1, found)
+
+
+def merge(
     best: tuple[Tensor, Tensor] | None, found: tuple[Tensor, Tensor], count: int
 ) -> tuple[Tensor, Tensor]:
-    if best is not None:
-        found = torch.cat([best[0], found[0]], dim=1), torch.cat([best[1], found[1]], dim=1)
+    """The ``count`` least of two lists of values (n, ...) with their rows, ascending."""
+    if best is None:
+        return found
+    found = torch.cat([best[0], found[0]], dim=1), torch.cat([best[1], found[1]], dim=1)
     values, order = found[0].topk(min(count, found[0].shape[1]), dim=1, largest=False)
     return values, found[1].gather(1, order)
 

@@ -1,14 +1,17 @@
-"""Measures the candidates of an engine again and proves that no nearer row was left out.
+"""Measures the candidates of a prepared bank again and proves that no nearer row was left out.
 
-It knows rows and ids, not metrics and not how an engine is chosen.
+It knows rows and ids, not metrics and not how a bank came to its proposals.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from raremix.neighbors.engines import CandidateEngine, TorchEngine
+from raremix.errors import EngineUnavailableError
+from raremix.neighbors import kernel
+from raremix.neighbors.engines import TorchEngine
+from raremix.neighbors.prepared import PreparedBank, ProductBank, Proposal
 
 __all__ = ["Search"]
 
@@ -39,25 +42,48 @@ class Search:
     count: int
     max_memory: int
 
-    def run(self, engine: CandidateEngine) -> tuple[Tensor, Tensor]:
+    def run(self, prepared: PreparedBank) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (n, k), nearest first.
 
         A distance is infinite where a query has fewer than k rows that are not its own.
         """
-        # Far from the origin the product would cancel away all digits of a distance.
-        centre = self.bank.mean(dim=0)
-        squared, indices, unproven = self._attempt(
-            engine, self.queries - centre, self.bank - centre, self.queries.dtype
-        )
+        step = self._queries_at_once()
+        parts = []
+        for start in range(0, len(self.queries), step):
+            own = self._of(slice(start, start + step))
+            parts.append(own.settle(prepared, prepared.propose(own.queries, own.count)))
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _queries_at_once(self) -> int:
+        # Keys, rows and measured distances of the candidates, some of them twice.
+        return max(self.max_memory // (4 * 64 * self.count), 64)
+
+    def settle(self, prepared: PreparedBank, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """Measure a proposal for these queries, and search again what it does not prove."""
+        squared, indices, unproven = self._judge(proposal)
         # The GPU waits at each nonzero: once a call, unless something could not be proven.
         doubtful = unproven.nonzero()[:, 0]
+        wider = min(16 * self.count, len(self.bank))
+        if len(doubtful) and wider > self.count:
+            # Rows that lie closer together than a low-precision product can tell.
+            again = replace(self._of(doubtful), count=wider)
+            step = again._queries_at_once()
+            left = []
+            for start in range(0, len(doubtful), step):
+                rows = doubtful[start : start + step]
+                part = again._of(slice(start, start + step))
+                proposal = prepared.propose(part.queries, wider)
+                squared[rows], indices[rows], unproven = part._judge(proposal)
+                left.append(rows[unproven])
+            doubtful = torch.cat(left)
         if len(doubtful) and self.queries.dtype == torch.float32 and self._has_float64():
             # Ties and outliers: a product in float64 settles nearly all of them.
             again = self._of(doubtful)
-            exact = TorchEngine(self.max_memory // 4, dtype=torch.float64)
-            squared[doubtful], indices[doubtful], unproven = again._attempt(
-                exact, again.queries, again.bank, torch.float64
+            exact = ProductBank(
+                self.bank, TorchEngine(self.max_memory // 4, dtype=torch.float64), torch.float64
             )
+            proposal = exact.propose(again.queries, again.count)
+            squared[doubtful], indices[doubtful], unproven = again._judge(proposal)
             doubtful = doubtful[unproven]
         for row in doubtful.tolist():
             squared[row], indices[row] = self._compare_all(row)
@@ -66,26 +92,13 @@ class Search:
     def _has_float64(self) -> bool:
         return self.queries.device.type != "mps"
 
-    def _of(self, rows: Tensor) -> "Search":
+    def _of(self, rows: Tensor | slice) -> "Search":
         ids = None if self.query_ids is None else self.query_ids[rows]
-        return Search(
-            self.queries[rows],
-            self.bank,
-            ids,
-            self.bank_ids,
-            k=self.k,
-            count=self.count,
-            max_memory=self.max_memory,
-        )
+        return replace(self, queries=self.queries[rows], query_ids=ids)
 
-    def _attempt(
-        self, engine: CandidateEngine, shown_queries: Tensor, shown_bank: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared distances and rows, and (n,) bool: for which queries they are not proven.
-
-        The engine is shown rows that may be shifted, and multiplies them in ``dtype``.
-        """
-        proposed, candidates = engine.candidates(shown_queries, shown_bank, self.count)
+    def _judge(self, proposal: Proposal) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distances and rows, and (n,) bool: for which queries they are not proven."""
+        candidates = proposal.rows
         measured = self._measure(candidates)
         squared = measured
         if self.query_ids is not None and self.bank_ids is not None:
@@ -94,30 +107,20 @@ class Search:
         squared, order = squared.sort(dim=1, stable=True)
         squared = squared[:, : self.k].contiguous()
         indices = candidates.gather(1, order)[:, : self.k].contiguous()
-        if self.count == len(self.bank):
-            return squared, indices, torch.zeros_like(squared[:, 0], dtype=torch.bool)
-
-        # |q|^2 - 2 q.b + |b|^2 is off by less than (dim + 4) u (|q| + |b|)^2: a product of dim
-        # terms by dim u |q| |b| (Higham, Accuracy and Stability of Numerical Algorithms, section
-        # 3.1), the two norms likewise, two sums and the shift by 4 u together.
-        share = (self.bank.shape[1] + 4) * torch.finfo(dtype).eps / 2
-        lengths = shown_queries.square().sum(dim=1).sqrt()  # norm() is ten times slower on a CPU
         worst = squared[:, -1]
-        # A row left out matters only if it is nearer than the worst, and then |b| <= |q| + worst.
-        reach = torch.minimum(shown_bank.square().sum(dim=1).amax().sqrt(), lengths + worst.sqrt())
-        error = share * (lengths + reach).square()
-        # A product that shows itself less exact (TF32, an engine of the user's) is trusted less.
-        bound = share * (2 * lengths[:, None] + measured.sqrt()).square()
-        excess = (
-            (proposed - measured).abs() / bound.clamp_min(torch.finfo(bound.dtype).tiny)
-        ).amax()
-        error = torch.where(excess > 1, 4 * excess * error, error)
+        if candidates.shape[1] == len(self.bank):
+            return squared, indices, torch.zeros_like(worst, dtype=torch.bool)
         # A distance of zero cannot be undercut, however uncertain the rows left out are.
-        unproven = (worst * (1 - _TIE) > proposed[:, -1] - error) & (worst > 0)
+        unproven = (worst * (1 - _TIE) > proposal.floor(measured, worst)) & (worst > 0)
         return squared, indices, unproven
 
     def _measure(self, candidates: Tensor) -> Tensor:
         """Squared distances (n, count) from the differences of the rows themselves."""
+        if self.queries.device.type == "cpu" and self.queries.dtype == torch.float32:
+            try:
+                return kernel.measure(self.queries, self.bank, candidates)
+            except EngineUnavailableError:
+                pass  # torch does the same, with more memory traffic
         step = max(1, self.max_memory // (16 * candidates.shape[1] * self.bank.shape[1]))
         squared = self.queries.new_empty(candidates.shape)
         for start in range(0, len(self.queries), step):
@@ -128,9 +131,13 @@ class Search:
 
     def _compare_all(self, row: int) -> tuple[Tensor, Tensor]:
         """The k nearest of one query, measured against every row of the bank."""
+        only = self._of(slice(row, row + 1))
         step = max(1, self.max_memory // (16 * self.bank.shape[1]))
-        parts: tuple[Tensor, ...] = torch.split(self.bank, step)
-        squared = torch.cat([(part - self.queries[row]).square_().sum(dim=1) for part in parts])
+        parts = [
+            torch.arange(start, min(start + step, len(self.bank)), device=self.bank.device)
+            for start in range(0, len(self.bank), step)
+        ]
+        squared = torch.cat([only._measure(part[None])[0] for part in parts])
         if self.query_ids is not None and self.bank_ids is not None:
             squared = squared.masked_fill(self.bank_ids == self.query_ids[row], torch.inf)
         return squared.topk(self.k, largest=False)

@@ -1,0 +1,57 @@
+"""Compiles the kernel of the neighbour search while the package is built, where that can be done.
+
+Without a C compiler, or away from x86-64, the package is pure Python and searches with torch.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+_FOLDER = Path("src", "raremix", "neighbors")
+
+
+class KernelBuildHook(BuildHookInterface):
+    """Adds ``_int16.so`` to the wheel, or to the checkout of an editable install."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and mark the wheel as bound to this platform."""
+        source = Path(self.root) / _FOLDER / "int16.c"
+        target = source.with_name("_int16.so")
+        if self.target_name != "wheel":
+            return
+        target.unlink(missing_ok=True)  # one of another machine must not slip into the wheel
+        reason = _compile(source, target)
+        if reason:
+            self.app.display_warning(f"raremix is built without its compiled kernel: {reason}")
+            return
+        build_data["artifacts"].append(f"/{(_FOLDER / target.name).as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = (
+            f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        )
+
+
+def _compile(source: Path, target: Path) -> str:
+    """Compile the source, or say why not."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or os.name != "posix":
+        return f"it is written for x86-64 on Linux and macOS, not for {platform.machine()}"
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        return "no C compiler was found (cc, gcc or clang; or name one in CC)"
+    flags = ["-O3", "-shared", "-fPIC", "-o", str(target), str(source), "-lm"]
+    try:
+        done = subprocess.run([*compiler.split(), *flags], capture_output=True, text=True)
+    except OSError as cause:
+        return f"{compiler} cannot be run: {cause}"
+    if done.returncode:
+        target.unlink(missing_ok=True)
+        return f"{compiler} failed: {done.stderr.strip()}"
+    return ""

@@ -1,0 +1,355 @@
+"""A bank that is searched again and again, prepared once.
+
+It chooses how a search runs; that the result is exact is for ``proof`` to see to.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionError
+from raremix.inputs import ArrayLike, as_embeddings, as_ids
+from raremix.neighbors.choice import chosen_engine
+from raremix.neighbors.engines import (
+    CandidateEngine,
+    EngineName,
+    FaissEngine,
+    TorchEngine,
+    merge,
+)
+from raremix.neighbors.kernel import Lists
+from raremix.neighbors.prepared import Int16Bank, PreparedBank, ProductBank, ReducedBank
+from raremix.neighbors.proof import Search
+from raremix.options import check_choice, check_count
+
+__all__ = ["Metric", "NeighborIndex", "Neighbors", "finished", "unit_rows"]
+
+Metric = Literal["euclidean", "cosine"]
+
+# Candidates asked for beyond those needed, so that rounding in the product seldom leaves a true
+# neighbour out, and the proof seldom fails.
+_SLACK = 8
+# A 16-bit float product cannot tell so many rows apart.
+_HALF_SLACK = 4
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest rows of a bank for each query, nearest first.
+
+    Attributes:
+        distances: (n, k) float32, on the device of the queries.
+        indices: (n, k) int64, rows of the bank.
+    """
+
+    distances: Tensor
+    indices: Tensor
+
+
+class NeighborIndex:
+    """A bank of rows, prepared for exact searches.
+
+    ``nearest`` does the same for a single search. An index keeps what a search can reuse: the bank
+    in the form the engine multiplies in. The bank itself is not copied (unless the metric is
+    cosine) and must not change behind the index; ``replace`` tells it of changes.
+
+    Args:
+        bank: Finite floats of shape (m, dim), on any device.
+        ids: (m,) integers. A search that passes ids leaves out the rows of the same id.
+        metric: ``"euclidean"``, or ``"cosine"``: the Euclidean distance between the rows scaled to
+            unit length, in [0, 2], which orders neighbours as the cosine does. A row of zeros stays
+            zero and lies at distance 1 from every other.
+        engine: Who proposes candidates; the result is the same with all.
+            ``"int16"``: a compiled product of 16-bit integers, on x86-64 CPUs with AVX2;
+            ``"half"``: a product of 16-bit floats, for GPUs and for CPUs made for bfloat16;
+            ``"torch"``: a float32 product, anywhere; ``"faiss"``: FAISS's flat index on the CPU;
+            ``"auto"``: whichever is fastest here, by a short trial on the first use;
+            or an engine of your own.
+        max_memory: Bytes of working memory to aim for, beyond the inputs and the result. A bank
+            that is larger when prepared is searched in blocks, each prepared for every search.
+
+    Raises:
+        EmbeddingShapeError: If the bank is not (m, dim), or holds NaN or infinity.
+        EngineUnavailableError: If the engine was asked for by name and cannot run here.
+        OptionError: If metric, engine or max_memory is out of range.
+
+    Example:
+        >>> index = NeighborIndex(torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
+        >>> index.search(torch.tensor([[0.0, 0.0]]), k=2).distances
+        tensor([[0., 5.]])
+        >>> index.leave_one_out(k=1).indices
+        tensor([[1],
+                [0],
+                [1]])
+    """
+
+    def __init__(
+        self,
+        bank: ArrayLike,
+        ids: ArrayLike | None = None,
+        *,
+        metric: Metric = "euclidean",
+        engine: EngineName | CandidateEngine = "auto",
+        max_memory: int = 2**29,
+    ) -> None:
+        check_choice("NeighborIndex", "metric", metric, get_args(Metric))
+        if isinstance(engine, str):
+            check_choice("NeighborIndex", "engine", engine, get_args(EngineName))
+        self.metric: Metric = metric
+        self.engine = engine
+        self.max_memory = check_count("NeighborIndex", "max_memory", max_memory, least=2**20)
+        self._prepared: dict[str, PreparedBank] = {}
+        self._hold(as_embeddings(bank, caller="NeighborIndex"), ids)
+
+    def _hold(self, bank: Tensor, ids: ArrayLike | None) -> None:
+        if bank.stride(1) != 1:
+            bank = bank.contiguous()
+        if self.metric == "cosine":
+            bank = unit_rows(bank)
+        self._bank = bank
+        self._fits_float32 = _squares_fit_float32(bank)
+        if not self._fits_float32:
+            self._bank = bank.double()
+        self._ids: Tensor | None = None
+        self._siblings = 0
+        if ids is not None:
+            self._take_ids(ids)
+
+    def _take_ids(self, ids: ArrayLike) -> None:
+        own = as_ids(ids, caller="NeighborIndex", length=len(self))
+        self._siblings = int(torch.unique(own, return_counts=True)[1].max())
+        self._ids = own.to(self._bank.device)
+
+    def __len__(self) -> int:
+        return len(self._bank)
+
+    @property
+    def dim(self) -> int:
+        """Width of the rows."""
+        return self._bank.shape[1]
+
+    def search(
+        self, queries: ArrayLike, k: int, *, query_ids: ArrayLike | None = None
+    ) -> Neighbors:
+        """Find the k nearest rows of the bank for each query, exactly.
+
+        Args:
+            queries: Finite floats of shape (n, dim), on the device of the bank.
+            k: How many neighbours, at least 1.
+            query_ids: (n,) integers, if the index has ids; rows of the same id are left out.
+
+        Returns:
+            Distances and rows, nearest first. Neighbours at equal distance come in any order.
+
+        Raises:
+            EmbeddingShapeError: If shapes do not fit, or a query holds NaN or infinity.
+            NotEnoughReferenceError: If a query has fewer than k rows that are not its own.
+            OptionError: If k is out of range, or ids are passed to an index without ids.
+        """
+        squared, rows = self.squared(queries, k, query_ids=query_ids)
+        return finished(squared, rows, k, len(self))
+
+    def leave_one_out(self, k: int) -> Neighbors:
+        """Find the k nearest other rows for each row of the bank.
+
+        Rows that share an id are left out for one another. Arguments, result and errors as for
+        ``search``; the compiled kernel takes half the products of a search.
+        """
+        k = check_count("leave_one_out", "k", k, least=1)
+        own = self._ids
+        if own is None:
+            own = torch.arange(len(self), device=self._bank.device)
+        count = k + max(self._siblings, 1) + _SLACK
+        search = self._search(self._bank, own, own, k, count)
+        if self._joins(count):
+            prepared = self._ready("int16")
+            assert isinstance(prepared, Int16Bank)
+            squared, rows = search.settle(prepared, prepared.propose_for_itself(self._bank, count))
+        elif self._in_blocks():
+            squared, rows = self._over_blocks(self._bank, k, own, own)
+        else:
+            squared, rows = search.run(self._ready(self._choice(len(self))))
+        return finished(squared, rows, k, len(self))
+
+    def squared(
+        self, queries: ArrayLike, k: int, *, query_ids: ArrayLike | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``search``, with squared distances, infinite where a query has too few neighbours."""
+        k = check_count("nearest", "k", k, least=1)
+        shown = as_embeddings(queries, caller="nearest", dim=self.dim)
+        own: Tensor | None = None
+        if query_ids is not None:
+            if self._ids is None:
+                raise OptionError(
+                    "nearest expects query_ids and bank_ids together, got only query_ids."
+                )
+            own = as_ids(query_ids, caller="nearest", length=len(shown)).to(shown.device)
+        if len(self) < k:
+            raise NotEnoughReferenceError(
+                f"nearest was asked for k={k} neighbours in a bank of {len(self)} rows; "
+                "add rows or lower k."
+            )
+        if self.metric == "cosine":
+            shown = unit_rows(shown)
+        if shown.stride(1) != 1:
+            shown = shown.contiguous()
+        known = None if own is None else self._ids
+        if self._fits_float32 and not _squares_fit_float32(shown):
+            # Rare enough to prepare a float64 bank for this one search.
+            wide = NeighborIndex(self._bank, max_memory=self.max_memory)
+            wide._bank, wide._fits_float32 = self._bank.double(), False
+            wide._ids, wide._siblings = self._ids, self._siblings
+            return wide.squared(shown, k, query_ids=own)
+        shown = shown.to(self._bank.dtype)
+        if self._in_blocks():
+            return self._over_blocks(shown, k, own, known)
+        name = self._choice(len(shown))
+        count = k + (self._siblings if own is not None else 0) + _SLACK
+        count = _HALF_SLACK * count if name == "half" else count
+        return self._search(shown, own, known, k, count).run(self._ready(name))
+
+    def replace(self, bank: ArrayLike, places: Tensor | None, ids: ArrayLike | None = None) -> None:
+        """Follow a bank that has changed, preparing only what changed where that can be done.
+
+        Args:
+            bank: (m, dim) the whole bank as it is now; m may have changed.
+            places: (c,) int64, the rows that are new or changed; None for all of them.
+            ids: (m,) integers, if the index has ids.
+
+        Raises:
+            EmbeddingShapeError: If the bank is not (m, dim) of the width before, or holds NaN or
+                infinity.
+        """
+        rows = as_embeddings(bank, caller="NeighborIndex.replace", dim=self.dim)
+        followed = False
+        if places is not None and self._fits_float32 and rows.stride(1) == 1:
+            places = places.to(rows.device)
+            fresh = rows[places]
+            if len(fresh) == 0 or _squares_fit_float32(fresh):
+                if self.metric == "cosine":
+                    grown = rows.new_empty(rows.shape)
+                    kept = min(len(rows), len(self))
+                    grown[:kept] = self._bank[:kept]
+                    grown[places] = unit_rows(fresh)
+                    rows = grown
+                self._prepared = {
+                    name: prepared
+                    for name, prepared in self._prepared.items()
+                    if prepared.replace(rows, places)
+                }
+                self._bank, followed = rows, True
+        if not followed:
+            self._prepared = {}
+            self._hold(rows, ids)
+        elif ids is not None:
+            self._take_ids(ids)
+
+    def _search(
+        self, queries: Tensor, own: Tensor | None, known: Tensor | None, k: int, count: int
+    ) -> Search:
+        return Search(
+            queries,
+            self._bank,
+            own,
+            known,
+            k=k,
+            count=min(count, len(self)),
+            max_memory=self.max_memory,
+        )
+
+    def _choice(self, queries: int) -> str:
+        if not isinstance(self.engine, str):
+            return "own"
+        if not self._fits_float32:
+            return "torch"
+        return chosen_engine(self.engine, queries=queries, device=self._bank.device)
+
+    def _ready(self, name: str) -> PreparedBank:
+        if name not in self._prepared:
+            self._prepared[name] = self._prepare(name)
+        return self._prepared[name]
+
+    def _prepare(self, name: str) -> PreparedBank:
+        if name == "int16":
+            return Int16Bank(self._bank)
+        if name == "half":
+            dtype = torch.float16 if self._bank.device.type == "cuda" else torch.bfloat16
+            return ReducedBank(self._bank, dtype, self.max_memory // 4)
+        if name == "own":
+            assert not isinstance(self.engine, str)
+            return ProductBank(self._bank, self.engine)
+        if name == "faiss":
+            return ProductBank(self._bank, FaissEngine())
+        return ProductBank(self._bank, TorchEngine(self.max_memory // 4))
+
+    def _bytes_per_row(self) -> int:
+        if self._choice(len(self)) == "int16":
+            return Int16Bank.bytes_for(1, self.dim)
+        return self.dim * self._bank.element_size()
+
+    def _in_blocks(self) -> bool:
+        # Half of it for the prepared bank, the rest for keys and candidates.
+        return len(self) * self._bytes_per_row() > self.max_memory // 2
+
+    def _joins(self, count: int) -> bool:
+        """Whether leave-one-out can share its products between the two rows of a pair."""
+        if self._choice(len(self)) != "int16" or count >= len(self):
+            return False
+        held = Int16Bank.bytes_for(2, self.dim) + 8 * Lists.room(count) + 24 * count
+        return len(self) * held <= self.max_memory
+
+    def _over_blocks(
+        self, queries: Tensor, k: int, own: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = max(self.max_memory // 2 // self._bytes_per_row(), 1)
+        best: tuple[Tensor, Tensor] | None = None
+        for first in range(0, len(self), rows):
+            part = slice(first, first + rows)
+            block = NeighborIndex(self._bank[part], engine=self.engine, max_memory=self.max_memory)
+            found = block._of_block(queries, k, own, None if known is None else known[part])
+            best = merge(best, (found[0], found[1] + first), k)
+        assert best is not None
+        return best
+
+    def _of_block(
+        self, queries: Tensor, k: int, own: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Squared distances in float64 and rows, as many columns as there are rows, at most k."""
+        if known is not None:
+            self._take_ids(known)
+        found = self.squared(queries, min(k, len(self)), query_ids=own)
+        return found[0].double(), found[1]
+
+
+def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors:
+    """Turn squared distances into the result of a search, or say that there are too few rows."""
+    if bool(torch.isinf(squared).any()):
+        raise NotEnoughReferenceError(
+            f"nearest was asked for k={k} neighbours, but a query has fewer rows in the bank of "
+            f"{bank_rows} that do not carry its own id; add rows or lower k."
+        )
+    return Neighbors(squared.sqrt().float(), rows)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Scale every row of (n, dim) floats to Euclidean length 1; a row of zeros stays zero."""
+    # Dividing by the largest entry first keeps the squares of huge and tiny rows in range.
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1.0)
+    length = rows.norm(dim=1, keepdim=True)
+    unit: Tensor = rows / torch.where(length > 0, length, 1.0)
+    return unit
+
+
+def _squares_fit_float32(rows: Tensor) -> bool:
+    """Whether squared distances neither overflow nor vanish in float32; False asks for float64."""
+    largest = float(torch.stack(rows.aminmax()).abs().amax())  # The GPU waits here, once a call.
+    if not math.isfinite(largest):
+        raise EmbeddingShapeError(
+            "nearest expects finite rows, got NaN or infinity; drop those rows first "
+            "(raremix.inputs.finite_rows finds the others)."
+        )
+    return largest == 0 or 1e-10 < largest < 1e15
