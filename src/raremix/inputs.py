@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raremix.errors import EmbeddingShapeError
 
-__all__ = ["ArrayLike", "as_embeddings", "as_ids", "finite_rows"]
+__all__ = ["ArrayLike", "as_embeddings", "as_ids", "finite_rows", "loses_digits"]
 
 ArrayLike: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 
@@ -116,3 +116,15 @@ def as_ids(value: ArrayLike | Sequence[int], *, caller: str, length: int | None 
 def finite_rows(embeddings: Tensor) -> Tensor:
     """Bool of shape (batch,): whether a row holds neither NaN nor infinity."""
     return torch.isfinite(embeddings).all(dim=1)
+
+
+def loses_digits(value: ArrayLike, rows: Tensor) -> bool:
+    """Whether float32 ``rows`` have lost a hundredth of how the float64 rows of ``value`` differ."""
+    if value.dtype not in (torch.float64, np.float64):
+        return False
+    exact = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    lost = (exact - rows.to(torch.float64)).abs().amax(dim=0)
+    spread = (exact - exact.mean(dim=0)).abs().mean(dim=0)
+    return bool(
+        (lost.max() > 0.01 * spread.mean()) & torch.isfinite(lost.max()) & (spread.max() > 0)
+    )

@@ -125,7 +125,7 @@ def test_other_options_out_of_range_are_refused() -> None:
         KNNDistance(metric="l1")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(OptionError, match="'euclidean' or 'cosine', got 'l1'"):
         MeanDistance(metric="l1")  # type: ignore[arg-type]  # on purpose
-    with pytest.raises(OptionError, match="expects engine .* 'faiss', got 'annoy'"):
+    with pytest.raises(OptionError, match=r"expects engine .* 'faiss', got 'annoy'"):
         KNNDistance(engine="annoy")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(OptionError, match="capacity above k=10, got 10"):
         KNNDistance(k=10, capacity=10)

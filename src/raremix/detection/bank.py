@@ -65,6 +65,14 @@ class ReferenceBank:
         """Width of the rows; None while the bank has never held any."""
         return None if self._rows is None else self._rows.shape[1]
 
+    def find(self, ids: Tensor) -> Tensor:
+        """(n,) int64 on the CPU: a row of each id, -1 where the bank holds none."""
+        if self._ids is None:
+            return torch.full((len(ids),), -1, dtype=torch.int64, device="cpu")
+        owners = self._owners(self._ids)
+        places = [owners[own][0] if own in owners else -1 for own in ids.tolist()]
+        return torch.tensor(places, dtype=torch.int64, device="cpu")
+
     @property
     def ages(self) -> Tensor:
         """(n,) int64 on the CPU: how many rows have been added since each row was refreshed."""
@@ -172,11 +180,7 @@ class ReferenceBank:
     def _refresh(self, embeddings: Tensor, ids: list[int]) -> list[int]:
         if self._ids is None:
             self._ids = torch.empty(0, dtype=torch.int64, device="cpu")
-        if self._rows_of is None:
-            self._rows_of = OrderedDict()
-            for row, known in enumerate(self._ids[: self._count].tolist()):
-                self._rows_of.setdefault(known, []).append(row)
-        owners = self._rows_of
+        owners = self._owners(self._ids)
 
         free: list[int] = []
         for known in dict.fromkeys(ids):
@@ -195,6 +199,14 @@ class ReferenceBank:
         holes = sorted(free[len(ids) :], reverse=True)
         self._close_holes(holes, rows, owners)
         return places + holes
+
+    def _owners(self, ids: Tensor) -> OrderedDict[int, list[int]]:
+        """The rows of every id; made once, and kept up from then on."""
+        if self._rows_of is None:
+            self._rows_of = OrderedDict()
+            for row, known in enumerate(ids[: self._count].tolist()):
+                self._rows_of.setdefault(known, []).append(row)
+        return self._rows_of
 
     def _close_holes(
         self, holes: list[int], rows: Tensor, owners: OrderedDict[int, list[int]]

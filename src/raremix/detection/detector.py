@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from raremix import distributed
 from raremix.data.writing import replacing
+from raremix.detection.bank import ReferenceBank
+from raremix.detection.batch import as_mask, enter, select, spread
+from raremix.detection.health import bank_health
 from raremix.detection.history import ScoreHistory
 from raremix.detection.scorers import KNNDistance
 from raremix.detection.thresholds import FlagRate
+from raremix.detection.watch import ReferenceWatch
 from raremix.errors import (
     FileFormatError,
     NonFiniteError,
@@ -28,7 +31,7 @@ from raremix.errors import (
     OptionError,
     RaremixWarning,
 )
-from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows
+from raremix.inputs import ArrayLike
 from raremix.protocols import Scorer, State, StreamThreshold, Threshold
 from raremix.state import open_state, sealed_state
 
@@ -45,7 +48,8 @@ class Detection:
         scores: (batch,) float32, larger is rarer, on the device of the embeddings. NaN where there
             is no score: for a row that held NaN or infinity, and before enough has been seen.
         is_rare: (batch,) bool, whether the score lies above the threshold. Never true for NaN.
-        threshold: The score above which a row was called rare; infinity during warm-up.
+        threshold: The score above which a row was called rare; infinity during warm-up, and while
+            the embeddings are collapsed.
     """
 
     scores: Tensor
@@ -61,6 +65,12 @@ class OODDetector:
 
     Rows that hold NaN or infinity get the score NaN, are never rare, never reach the reference or
     the threshold, and are reported by a ``RaremixWarning``.
+
+    Where the scorer keeps a bank, as ``KNNDistance`` does, it is watched. While the embeddings are
+    collapsed, spanning hardly any directions or far fewer than before, nothing is called rare. When
+    samples seen again are no nearer to their own earlier embedding than to others, the encoder is
+    another one: bank, threshold and histories begin anew. Each is reported by a ``RaremixWarning``,
+    once, and by ``health``.
 
     Under torch.distributed, ``observe`` is a collective call: it gathers the batches of all ranks,
     so that every rank holds the same reference and the same threshold.
@@ -95,6 +105,8 @@ class OODDetector:
             if not isinstance(part, seam) or isinstance(part, type):
                 raise OptionError(f"OODDetector expects {made}, got {part!r}.")
         self._history = ScoreHistory(smoothing)
+        self._watch = ReferenceWatch()
+        self._first_threshold = self.threshold.state_dict()  # to begin anew with
 
     def __repr__(self) -> str:
         smoothing = self._history.smoothing
@@ -119,17 +131,19 @@ class OODDetector:
             NonFiniteError: If every row holds NaN or infinity.
             NotEnoughReferenceError: If there are too few rows for the scorer.
         """
-        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.fit")
+        rows, own_ids, valid = enter(embeddings, ids, "OODDetector.fit")
         if not bool(valid.any()):
             raise NonFiniteError(
                 f"OODDetector.fit got {len(rows)} rows and every one holds NaN or infinity; "
                 "check the encoder that made them."
             )
-        kept, kept_ids = _select(rows, own_ids, valid)
+        kept, kept_ids = select(rows, own_ids, valid)
         kept_scores = self.scorer.fit(kept, kept_ids).float()
         self.threshold.fit(kept_scores)
         self._history.clear()
-        return _judge(_spread(kept_scores, valid), self.threshold.value)
+        self._watch.clear()
+        self._look(now=True)
+        return self._said(spread(kept_scores, valid), self.threshold.value)
 
     def score(self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None = None) -> Tensor:
         """Measure how rare each row is against what has been seen; changes nothing.
@@ -145,7 +159,7 @@ class OODDetector:
             EmbeddingShapeError: If ``embeddings`` is not (batch, dim) of the reference's width.
             NotEnoughReferenceError: If too few reference embeddings have been seen.
         """
-        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.score")
+        rows, own_ids, valid = enter(embeddings, ids, "OODDetector.score")
         return self._score(rows, own_ids, valid)
 
     def detect(
@@ -156,8 +170,8 @@ class OODDetector:
         Each row is judged alone, by ``threshold.value``. In ``observe`` a budget may also depend on
         what else is in the batch.
         """
-        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.detect")
-        return _judge(self._score(rows, own_ids, valid), self.threshold.value)
+        rows, own_ids, valid = enter(embeddings, ids, "OODDetector.detect")
+        return self._said(self._score(rows, own_ids, valid), self.threshold.value)
 
     def observe(
         self,
@@ -185,8 +199,10 @@ class OODDetector:
         Raises:
             EmbeddingShapeError: If shapes do not fit each other or what was seen before.
         """
-        rows, own_ids, valid = self._enter(embeddings, ids, "OODDetector.observe")
-        replayed = _as_mask(is_replay, len(rows), "OODDetector.observe")
+        rows, own_ids, valid = enter(embeddings, ids, "OODDetector.observe")
+        replayed = as_mask(is_replay, len(rows), "OODDetector.observe")
+        if own_ids is not None:
+            self._begin_anew_if_restarted(rows, own_ids, valid)
         if self.scorer.ready and bool(valid.any()):
             try:
                 scores = self._score(rows, own_ids, valid)
@@ -204,10 +220,59 @@ class OODDetector:
             if isinstance(self.threshold, StreamThreshold)
             else self.threshold.value
         )
-
         # Score before update: against itself, every distance is zero.
         self._learn(rows, own_ids, valid, replayed, scores, _judge(judged, value))
-        return _judge(blended, value)
+        return self._said(blended, value)
+
+    def health(self) -> dict[str, float]:
+        """Numbers to log: how well what was seen serves as a reference.
+
+        Returns:
+            ``threshold``, ``histories`` (ids with earlier scores), ``is_collapsed`` and
+            ``restarts``, ``revisit_agreement`` (the share of other rows that lie farther from a
+            sample seen again than its own earlier row; NaN before any was); and of a bank
+            ``bank_rows``, ``bank_capacity``, ``age_p50`` and ``age_p95`` in rows added since,
+            ``effective_rank``, and ``duplicate_share``, the share of rows that repeat another.
+            Takes some 50 ms; call it when you log, not at every step.
+        """
+        health = {"threshold": self.threshold.value, "histories": float(len(self._history))}
+        health |= self._watch.health()
+        bank = self._bank()
+        return health if bank is None else health | bank_health(bank)
+
+    def _bank(self) -> ReferenceBank | None:
+        bank = getattr(self.scorer, "bank", None)
+        return bank if isinstance(bank, ReferenceBank) else None
+
+    def _said(self, scores: Tensor, value: float) -> Detection:
+        """Judge, and call nothing rare where distances mean nothing."""
+        return _judge(scores, math.inf if self._watch.is_collapsed else value)
+
+    def _look(self, *, now: bool = False) -> None:
+        bank = self._bank()
+        if bank is None:
+            return
+        _warn(self._watch.look(bank, now=now))
+        neighbors, rate = (
+            getattr(part, name, None)
+            for part, name in ((self.scorer, "neighbors"), (self.threshold, "rate"))
+        )
+        # A bank that is still filling says nothing of how large the reference will be.
+        is_settled = now or len(bank) >= bank.capacity
+        if is_settled and isinstance(neighbors, int) and isinstance(rate, float):
+            _warn(self._watch.fits(neighbors, rate, len(bank)))
+
+    def _begin_anew_if_restarted(self, rows: Tensor, ids: Tensor, valid: Tensor) -> None:
+        bank = self._bank()
+        if bank is None:
+            return
+        agreement = self._watch.compare(rows, ids, bank)
+        message = self._watch.restarted(distributed.gather_rows(agreement.where(valid, torch.nan)))
+        if message is not None:
+            bank.clear()
+            self._history.clear()
+            self.threshold.load_state_dict(self._first_threshold)
+            _warn(message)
 
     def _learn(
         self,
@@ -226,7 +291,8 @@ class OODDetector:
         # The scorer first: should it refuse the rows, nothing else has moved either.
         learned = valid if ids is not None else valid & ~replayed
         if bool(learned.any()):
-            self.scorer.update(*_select(rows, ids, learned))
+            self.scorer.update(*select(rows, ids, learned))
+            self._look()
         if len(judged.scores):
             self.threshold.update(judged.scores, judged.is_rare)
         if ids is not None:
@@ -236,26 +302,10 @@ class OODDetector:
             if isinstance(self.threshold, StreamThreshold) and bool(again.any()):
                 self.threshold.update_revisits(earlier[again], raw[again])
 
-    def _enter(
-        self, embeddings: ArrayLike, ids: ArrayLike | Sequence[int] | None, caller: str
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        rows = as_embeddings(embeddings, caller=caller)
-        own_ids = None if ids is None else as_ids(ids, caller=caller, length=len(rows))
-        valid = finite_rows(rows)
-        left_out = len(rows) - int(valid.sum())
-        if left_out:
-            warnings.warn(
-                f"{caller} left out {left_out} of {len(rows)} rows that hold NaN or infinity; "
-                "they get the score NaN.",
-                RaremixWarning,
-                stacklevel=3,
-            )
-        return rows, own_ids, valid
-
     def _score(self, rows: Tensor, ids: Tensor | None, valid: Tensor) -> Tensor:
         if not bool(valid.any()):
             return rows.new_full((len(rows),), torch.nan)
-        return _spread(self.scorer.score(*_select(rows, ids, valid)).float(), valid)
+        return spread(self.scorer.score(*select(rows, ids, valid)).float(), valid)
 
     def state_dict(self) -> State:
         """Everything needed to go on as if never stopped; loads with ``weights_only=True``."""
@@ -263,6 +313,7 @@ class OODDetector:
             "scorer": self.scorer.state_dict(),
             "threshold": self.threshold.state_dict(),
             "history": self._history.state_dict(),
+            "watch": self._watch.state_dict(),
         }
         return sealed_state("OODDetector", 1, content)
 
@@ -272,17 +323,20 @@ class OODDetector:
         Raises:
             StateMismatchError: Naming what differs.
         """
-        keys = ("scorer", "threshold", "history")
+        keys = ("scorer", "threshold", "history", "watch")
         content = open_state(state, kind="OODDetector", version=1, keys=keys)
         threshold, history = self.threshold.state_dict(), self._history.state_dict()
+        watch = self._watch.state_dict()
         try:
             self.threshold.load_state_dict(content["threshold"])
             self._history.load_state_dict(content["history"])
+            self._watch.load_state_dict(content["watch"])
             self.scorer.load_state_dict(content["scorer"])
         except Exception:
             # All or nothing; the scorer, last and largest, keeps to that by itself.
             self.threshold.load_state_dict(threshold)
             self._history.load_state_dict(history)
+            self._watch.load_state_dict(watch)
             raise
 
     def save(self, path: str | Path) -> None:
@@ -314,35 +368,11 @@ class OODDetector:
         return self
 
 
+def _warn(message: str | None) -> None:
+    if message is not None:
+        # About the user's call, some frames up: fit or observe, and the methods under it.
+        warnings.warn(message, RaremixWarning, stacklevel=4)
+
+
 def _judge(scores: Tensor, value: float) -> Detection:
     return Detection(scores=scores, is_rare=scores > value, threshold=value)
-
-
-def _as_mask(value: ArrayLike | Sequence[bool] | None, length: int, caller: str) -> Tensor:
-    if value is None:
-        return torch.zeros(length, dtype=torch.bool, device="cpu")
-    if isinstance(value, Tensor):
-        mask = value.detach().cpu()
-    else:  # A copy, since torch takes no read-only array.
-        mask = torch.tensor(np.asarray(value).tolist(), device="cpu")
-    if mask.dtype != torch.bool or mask.shape != (length,):
-        raise OptionError(
-            f"{caller} expects is_replay as {length} booleans, got {mask.dtype} of shape "
-            f"{tuple(mask.shape)}; pass loader.batch.is_replay."
-        )
-    return mask
-
-
-def _select(rows: Tensor, ids: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    if bool(mask.all()):
-        return rows, ids
-    return rows[mask], None if ids is None else ids[mask.to(ids.device)]
-
-
-def _spread(scores: Tensor, valid: Tensor) -> Tensor:
-    """Put the scores of the valid rows in their places, NaN elsewhere."""
-    if len(scores) == len(valid):
-        return scores
-    placed = scores.new_full((len(valid),), math.nan)
-    placed[valid] = scores
-    return placed
