@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
 
-__all__ = ["bank_health", "effective_rank", "evenly", "relative_spread"]
+__all__ = ["bank_health", "effective_rank", "evenly", "newest", "relative_spread"]
 
 # Rows looked at: enough for a rank of some tens, at 20 ms in 384 dimensions.
 _SAMPLE = 512
@@ -24,6 +24,16 @@ def evenly(rows: Tensor, most: int) -> Tensor:
         return rows
     places = torch.linspace(0, len(rows) - 1, most, dtype=torch.float64, device="cpu")
     return rows[places.round().long().to(rows.device)]
+
+
+def newest(bank: ReferenceBank) -> Tensor:
+    """Up to 512 of the rows refreshed last: what the encoder says now, not what it once said."""
+    ages = bank.ages
+    if len(ages) <= _SAMPLE:
+        return bank.rows
+    # Rows of one call are equally old, and may be sorted by class.
+    young = (ages <= ages.kthvalue(_SAMPLE).values).nonzero().squeeze(1)
+    return bank.rows[evenly(young, _SAMPLE).to(bank.rows.device)]
 
 
 def relative_spread(rows: Tensor) -> float:
@@ -61,14 +71,17 @@ def effective_rank(rows: Tensor) -> float:
 
 
 def bank_health(bank: ReferenceBank) -> dict[str, float]:
-    """Numbers to log of a bank; ages count the rows added since a row was refreshed."""
+    """Numbers to log of a bank; ages count the rows added since a row was refreshed.
+
+    The rank is that of the newest rows.
+    """
     health = {"bank_rows": float(len(bank)), "bank_capacity": float(bank.capacity)}
     if len(bank) == 0:
         return health
     ages = bank.ages.to(torch.float64).sort().values
     health["age_p50"] = float(ages[(len(ages) - 1) // 2])
     health["age_p95"] = float(ages[math.ceil(0.95 * len(ages)) - 1])
-    health["effective_rank"] = effective_rank(bank.rows)
+    health["effective_rank"] = effective_rank(newest(bank))
     health["duplicate_share"] = _duplicate_share(bank.rows)
     return health
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
-from raremix.detection.health import effective_rank, evenly, relative_spread
+from raremix.detection.health import effective_rank, evenly, newest, relative_spread
 from raremix.protocols import State
 from raremix.state import open_state, sealed_state
 
@@ -33,7 +33,7 @@ _AGREEMENT = 0.6
 class ReferenceWatch:
     """Tells from the rows of a bank whether distances to them mean anything.
 
-    - Collapse: the bank spans hardly any directions, or far fewer than it did.
+    - Collapse: its newest rows span hardly any directions, or far fewer than others before.
     - Restart: samples seen again are no nearer to their own earlier embedding than to others. What
       was kept then belongs to another encoder. It needs ids.
     """
@@ -45,7 +45,7 @@ class ReferenceWatch:
     def clear(self) -> None:
         """Forget what was seen of a reference."""
         self.is_collapsed = False
-        self._rank, self._best_rank, self._best_spread = 0.0, 0.0, 0.0
+        self._best_rank, self._best_spread = 0.0, 0.0
         self._wait = 0
         self._told: list[str] = []
         self._agreements: deque[float] = deque(maxlen=_REVISITS)
@@ -62,11 +62,11 @@ class ReferenceWatch:
         if len(bank) < _ENOUGH_ROWS or not (now or self._wait < 0):
             return None
         self._wait = _LOOK_EVERY
-        rank, spread = effective_rank(bank.rows), relative_spread(bank.rows)
-        self._rank = rank
+        rows = newest(bank)
+        rank, spread = effective_rank(rows), relative_spread(rows)
         self._best_rank = max(rank, _FADE * self._best_rank)
         self._best_spread = max(spread, _FADE * self._best_spread)
-        dim = bank.rows.shape[1]
+        dim = rows.shape[1]
         self.is_collapsed = (
             rank < min(_COLLAPSED_RANK, dim / 8)
             or rank < _RANK_DROP * self._best_rank
@@ -75,7 +75,7 @@ class ReferenceWatch:
         if self.is_collapsed:
             return self._tell(
                 "collapse",
-                f"the embeddings have collapsed: {len(bank)} of them span {rank:.1f} of {dim} "
+                f"the embeddings have collapsed: the last {len(rows)} span {rank:.1f} of {dim} "
                 f"directions (at best {self._best_rank:.1f}). Nothing is called rare until they "
                 "spread again; check the learning rate, the loss and the layer.",
             )
@@ -182,7 +182,6 @@ class ReferenceWatch:
 _STATE = (
     "is_collapsed",
     "restarts",
-    "_rank",
     "_best_rank",
     "_best_spread",
     "_wait",
