@@ -55,7 +55,7 @@ def row_blocks(
                 yield block
         return
     if source.ndim != 2:
-        as_embeddings(source[:1], caller=caller, dim=dim)  # says what is wrong
+        as_embeddings(source, caller=caller, dim=dim)  # says what is wrong
     step = max(block_bytes // (4 * max(source.shape[1], 1)), 1)
     mapping = _mapping(source) if isinstance(source, np.ndarray) else None
     for start in range(0, max(len(source), 1), step):

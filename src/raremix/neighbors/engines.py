@@ -14,7 +14,7 @@ from raremix.neighbors.faiss_door import load_faiss
 
 __all__ = ["CandidateEngine", "EngineName", "FaissEngine", "TorchEngine"]
 
-EngineName = Literal["auto", "int16", "torch", "faiss"]
+EngineName = Literal["auto", "int16", "half", "torch", "faiss"]
 
 _GROUP = 64
 

@@ -331,7 +331,8 @@ def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors
             f"nearest was asked for k={k} neighbours, but a query has fewer rows in the bank of "
             f"{bank_rows} that do not carry its own id; add rows or lower k."
         )
-    return Neighbors(squared.sqrt().float(), rows)
+    # In float64, so that a distance does not depend on the dtype that its square came in.
+    return Neighbors(squared.double().sqrt().float(), rows)
 
 
 def unit_rows(rows: Tensor) -> Tensor:

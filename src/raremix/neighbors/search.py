@@ -100,12 +100,12 @@ def nearest(
                 "blocks; pass the bank as an array or a list, or the queries in one array."
             )
         ids = None if own is None else own[done : done + len(shown)]
+        if own is not None and len(own) < done + len(shown):
+            raise _wrong_number("query_ids", len(own), done + len(shown), "or more queries")
         parts.append(_over_blocks(shown, bank, k, ids, known, metric, engine, max_memory))
         done += len(shown)
     if own is not None and len(own) != done:
-        raise EmbeddingShapeError(
-            f"nearest got {len(own)} query_ids for {done} queries; pass one id per row."
-        )
+        raise _wrong_number("query_ids", len(own), done, "queries")
     return Neighbors(
         torch.cat([part.distances for part in parts]), torch.cat([part.indices for part in parts])
     )
@@ -125,17 +125,23 @@ def _over_blocks(
     done = 0
     # A quarter for the rows themselves, and about half as much for the prepared ones.
     for block in row_blocks(bank, max_memory // 4, caller="nearest", dim=queries.shape[1]):
-        part = None if bank_ids is None else bank_ids[done : done + len(block)]
+        part = None
+        if bank_ids is not None:
+            part = bank_ids[done : done + len(block)]
+            if len(part) < len(block):
+                raise _wrong_number("bank_ids", len(bank_ids), done + len(block), "or more rows")
         index = NeighborIndex(block, part, metric=metric, engine=engine, max_memory=max_memory)
         squared, rows = index.squared(queries, min(k, len(block)), query_ids=query_ids)
         best = merge(best, (squared.double(), rows + done), k)
         done += len(block)
     if bank_ids is not None and len(bank_ids) != done:
-        raise EmbeddingShapeError(
-            f"nearest got {len(bank_ids)} bank_ids for {done} rows; pass one id per row."
-        )
+        raise _wrong_number("bank_ids", len(bank_ids), done, "rows")
     if best is None or best[0].shape[1] < k:
         raise NotEnoughReferenceError(
             f"nearest was asked for k={k} neighbours in a bank of {done} rows; add rows or lower k."
         )
     return finished(best[0], best[1], k, done)
+
+
+def _wrong_number(name: str, ids: int, rows: int, what: str) -> EmbeddingShapeError:
+    return EmbeddingShapeError(f"nearest got {ids} {name} for {rows} {what}; pass one id per row.")
