@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from raremix.errors import NotEnoughReferenceError
+from raremix.errors import NotEnoughReferenceError, StateMismatchError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import Metric
 from raremix.neighbors.index import unit_rows
@@ -124,5 +124,12 @@ class MeanDistance:
         """Take over a saved mean; the metric must be the one it was saved with."""
         content = open_state(state, kind="MeanDistance", version=1, keys=("metric", "sum", "count"))
         check_settings("MeanDistance", content, {"metric": self.metric})
-        self._sum = None if content["sum"] is None else content["sum"].clone()
+        total = content["sum"]
+        if total is not None and self._sum is not None and len(total) != len(self._sum):
+            raise StateMismatchError(
+                f"MeanDistance.load_state_dict got a mean {len(total)} wide, and holds one "
+                f"{len(self._sum)} wide; load it into a new one, or check that both come from the "
+                "same layer."
+            )
+        self._sum = None if total is None else total.clone()
         self._count = content["count"]

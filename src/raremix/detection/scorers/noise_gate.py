@@ -52,9 +52,9 @@ class NoiseGate:
         metric: How the gate measures, ``"euclidean"`` or ``"cosine"``.
 
     Source:
-        Breunig et al., LOF: Identifying Density-Based Local Outliers, SIGMOD 2000. With k = 5 and
-        1.35 the gate kept 90 to 96 % of the tail and 1 to 32 % of the noise in simulated long
-        tails.
+        Breunig et al., LOF: Identifying Density-Based Local Outliers, SIGMOD 2000. In small worlds
+        with 3 % of rows at random the gate keeps 97 to 100 % of the tail and 5 to 50 % of the noise,
+        most where classes are tight: noise whose neighbours are noise looks like a class.
 
     Example:
         >>> rows = torch.tensor([[0.0], [0.1], [0.2], [0.3], [5.0], [5.1], [5.2], [20.0]])
