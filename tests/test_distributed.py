@@ -19,7 +19,7 @@ SETTINGS = ("knn with ids", "knn without ids", "mean without ids")
 
 def detector_of(setting: str) -> OODDetector:
     scorer = MeanDistance() if setting.startswith("mean") else KNNDistance(k=2, capacity=60)
-    return OODDetector(scorer, FlagRate(0.2, window=40, warmup_scores=15))
+    return OODDetector(scorer, FlagRate(0.2, window=40, warmup_scores=15, slack=4))
 
 
 def batch_of(step: int, rank: int, setting: str) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -34,7 +34,11 @@ def test_the_examples_of_a_module_hold(
 
 def test_examples_are_found_at_all() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    for name in ("raremix.detection.scorers.knn", "raremix.detection.thresholds.flag_rate", "raremix.seeds"):
+    for name in (
+        "raremix.detection.scorers.knn",
+        "raremix.detection.thresholds.flag_rate",
+        "raremix.seeds",
+    ):
         assert any(test.examples for test in finder.find(importlib.import_module(name)))
 
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from raremix.detection import FixedThreshold, FlagRate, QuantileThreshold
+from raremix.detection import (
+    ConformalThreshold,
+    FixedThreshold,
+    FlagRate,
+    QuantileThreshold,
+)
 from raremix.errors import StateMismatchError
 from raremix.protocols import Threshold
 
@@ -19,7 +24,9 @@ THRESHOLDS: dict[str, Maker] = {
     "fixed": lambda: FixedThreshold(1.5),
     "quantile": lambda: QuantileThreshold(0.8, calibration_scores=60),
     "flag rate": lambda: FlagRate(0.2, window=50, warmup_scores=30),
-    "flag rate, plain": lambda: FlagRate(0.1, window=80, warmup_scores=1, slack=4),
+    "flag rate, one at once": lambda: FlagRate(0.1, window=80, warmup_scores=1, slack=4),
+    "flag rate, long": lambda: FlagRate(0.1, warmup_scores=9, min_stability=0.6),
+    "conformal": lambda: ConformalThreshold(0.1),
 }
 OTHERS: dict[str, tuple[Maker, str]] = {
     "fixed": (lambda: FixedThreshold(2.0), "value was 2.0, is 1.5"),
@@ -31,10 +38,12 @@ OTHERS: dict[str, tuple[Maker, str]] = {
         lambda: FlagRate(0.2, window=51, warmup_scores=31),
         "window was 51, is 50; warmup_scores was 31, is 30",
     ),
-    "flag rate, plain": (
+    "flag rate, one at once": (
         lambda: FlagRate(0.1, window=80, warmup_scores=1, slack=5, min_stability=0.6),
         "slack was 5, is 4; min_stability was 0.6, is None",
     ),
+    "flag rate, long": (lambda: FlagRate(0.1, warmup_scores=9), "min_stability was None, is 0.6"),
+    "conformal": (lambda: ConformalThreshold(0.2), "level was 0.2, is 0.1"),
 }
 
 
@@ -141,7 +150,7 @@ def test_the_state_of_other_settings_is_refused_by_name(name: str, rule: Thresho
 def test_the_state_of_another_class_or_version_is_refused(rule: Threshold) -> None:
     kind = type(rule).__name__
     for change, message in (
-        ({"kind": "Conformal"}, f"{kind}.load_state_dict got the state of a Conformal"),
+        ({"kind": "Pinball"}, f"{kind}.load_state_dict got the state of a Pinball"),
         ({"version": 99}, "version 1 of its state, got version 99"),
         ({"extra": 1}, r"missing \[\], unknown \['extra'\]"),
     ):

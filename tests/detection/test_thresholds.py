@@ -85,14 +85,6 @@ def test_a_quantile_calibrates_on_the_first_scores_whatever_the_batch(batch: int
     assert rule.value == sorted_cut(scores[:100].tolist(), 10)
 
 
-def test_nothing_is_rare_before_the_warmup_ends() -> None:
-    rule = FlagRate(0.1, window=200, warmup_scores=100)
-    for number in range(10):
-        assert rule.value == math.inf
-        assert not step(rule, gamma(10, number)).any()
-    assert math.isfinite(rule.value)
-
-
 def test_no_scores_change_nothing() -> None:
     rule = FlagRate(0.1, window=200, warmup_scores=10)
     rule.fit(gamma(50))
@@ -109,10 +101,11 @@ def test_no_scores_change_nothing() -> None:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=80)
-def test_without_gain_it_is_the_quantile_of_the_last_scores(
+def test_with_nothing_owed_it_is_the_quantile_of_the_last_scores(
     rate: float, window: int, warmup: int, sizes: list[int], seed: int
 ) -> None:
-    rule = FlagRate(rate, window=window, warmup_scores=warmup, gain=0.0)
+    # Of so much slack that a few flags more or less do not count.
+    rule = FlagRate(rate, window=window, warmup_scores=warmup, slack=10**15)
     recent: deque[float] = deque(maxlen=window)
     for number, size in enumerate(sizes):
         scores = gamma(size, seed * 100 + number)
@@ -124,43 +117,21 @@ def test_without_gain_it_is_the_quantile_of_the_last_scores(
         assert rule.value == expected
 
 
-@pytest.mark.parametrize("batch", [32, 512])
-@pytest.mark.parametrize("rate", [0.05, 0.1])
-@pytest.mark.parametrize("factor", [3.0, 1 / 3])
-def test_the_rate_holds_while_the_scores_drift_threefold(
-    batch: int, rate: float, factor: float
-) -> None:
-    rule, scores = FlagRate(rate), gamma(102_400)
-    scores = scores * factor ** torch.linspace(0, 1, len(scores))
-    flags = torch.cat([step(rule, part) for part in torch.split(scores, batch)])
-    assert float(flags[1024:].float().mean()) == pytest.approx(rate, abs=0.01)
-    # And not by making up later for what went wrong before.
-    by_window = flags[4096:].reshape(-1, 8192).float().mean(dim=1)
-    assert float((by_window - rate).abs().max()) < 0.02
-
-
-def test_a_plain_quantile_does_worse_under_drift_than_the_corrected_one() -> None:
-    scores = gamma(102_400) * 3.0 ** torch.linspace(0, 1, 102_400)
-    rates = {}
-    for gain in (0.0, 0.02):
-        rule = FlagRate(0.05, window=16_384, gain=gain)
-        flags = torch.cat([step(rule, part) for part in torch.split(scores, 32)])
-        rates[gain] = float(flags[16_384:].float().mean())
-    assert abs(rates[0.02] - 0.05) < abs(rates[0.0] - 0.05)
-
-
-@pytest.mark.parametrize(("rate", "lowest", "highest"), [(0.05, 0.0125, 0.2), (0.5, 0.125, 0.75)])
-def test_the_level_stays_near_the_budget(rate: float, lowest: float, highest: float) -> None:
-    rule = FlagRate(rate, window=1000, warmup_scores=1, gain=10.0)
-    rule.fit(gamma(1000))
-    for all_rare, level in ((True, lowest), (False, highest)):
+@pytest.mark.parametrize(
+    ("rate", "fewest", "most"), [(0.05, 25, 75), (0.3, 150, 450), (0.9, 450, 950)]
+)
+def test_what_is_owed_moves_the_threshold_but_not_far(rate: float, fewest: int, most: int) -> None:
+    rule, scores = FlagRate(rate, window=1000, warmup_scores=1), gamma(1000)
+    for all_rare, above in ((True, fewest), (False, most)):
+        rule.fit(scores)
         for _ in range(50):
             rule.update(gamma(8), torch.full((8,), all_rare))
-        assert rule.state_dict()["level"] == pytest.approx(level)
+        recent = rule.state_dict()["recent"]
+        assert int((recent > rule.value).sum()) == pytest.approx(above, abs=4)  # eights are tied
 
 
 def test_a_long_fit_is_forgotten_evenly() -> None:
-    rule = FlagRate(0.1, window=1000, warmup_scores=500, gain=0.0)
+    rule = FlagRate(0.1, window=1000, warmup_scores=500)
     rule.fit(gamma(50_000))
     before = rule.value
     step(rule, gamma(500, 1))  # half of the window, of the same distribution
@@ -168,7 +139,7 @@ def test_a_long_fit_is_forgotten_evenly() -> None:
 
 
 def test_numpy_numbers_leave_a_state_that_loads_safely(tmp_path: object) -> None:
-    rule = FlagRate(np.float64(0.1), window=np.int64(50), warmup_scores=10, gain=np.float64(0.1))
+    rule = FlagRate(np.float64(0.1), window=np.int64(50), min_stability=np.float64(0.1))
     torch.save(rule.state_dict(), f"{tmp_path}/state.pt")
     rule.load_state_dict(torch.load(f"{tmp_path}/state.pt", weights_only=True))
     quantile = QuantileThreshold(np.float64(0.9), calibration_scores=np.int64(5))
@@ -193,10 +164,3 @@ def test_other_options_out_of_range_are_refused() -> None:
         OptionError, match="calibration_scores as a whole number of at least 1, got 0"
     ):
         QuantileThreshold(calibration_scores=0)
-    with pytest.raises(OptionError, match="window of at least 2 / rate = 40 scores, got 39"):
-        FlagRate(0.05, window=39, warmup_scores=5)
-    with pytest.raises(OptionError, match="warmup_scores from 1 to window=100, got 101"):
-        FlagRate(0.05, window=100, warmup_scores=101)
-    for gain in (-0.1, math.nan, math.inf):
-        with pytest.raises(OptionError, match=r"gain as a number in \[0, inf\), got"):
-            FlagRate(gain=gain)

@@ -51,9 +51,9 @@ class ConformalThreshold:
         7.0
         >>> scores = torch.tensor([3.0, 7.5, 20.0])
         >>> rule.p_values(scores)
-        tensor([0.6000, 0.2000, 0.1000], dtype=torch.float64)
-        >>> benjamini_hochberg(rule.p_values(scores), 0.2)
-        tensor([False, False, False])
+        tensor([0.7000, 0.2000, 0.1000], dtype=torch.float64)
+        >>> benjamini_hochberg(rule.p_values(scores), 0.4)
+        tensor([False,  True,  True])
     """
 
     def __init__(self, level: float = 0.05) -> None:
