@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from raremix import FlagRate, KNNDistance, MeanDistance, OODDetector
+from raremix import (
+    ClusterMass,
+    FlagRate,
+    KNNDistance,
+    Mahalanobis,
+    MeanDistance,
+    NoiseGate,
+    OODDetector,
+    TwoScaleDistance,
+)
 from raremix.cli import main
 
 
@@ -35,16 +44,30 @@ def _listed(file: Path) -> list[dict[str, str]]:
 
 
 def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
+    gated = NoiseGate(ClusterMass(20), metric="cosine")
     for options, scorer in (
         ([], KNNDistance(k=10)),
         (["--k", "0.05", "--metric", "cosine"], KNNDistance(k=0.05, metric="cosine")),
         (["--scorer", "mean"], MeanDistance()),
+        (["--scorer", "two-scale"], TwoScaleDistance(k=10)),
+        (["--scorer", "mahalanobis"], Mahalanobis(normalize=False)),
+        (["--scorer", "mahalanobis", "--metric", "cosine"], Mahalanobis()),
+        (["--scorer", "clusters", "--clusters", "3"], ClusterMass(3, normalize=False)),
+        (["--gate"], NoiseGate(KNNDistance(k=10))),
+        (["--gate", "--scorer", "clusters", "--metric", "cosine"], gated),
     ):
         _run(file, "--out", file.parent, *options)
         expected = OODDetector(scorer, FlagRate(0.05)).fit(rows)
         written = np.load(file.parent / "rows.scores.npy")
         assert written.dtype == np.float32
         assert np.array_equal(written, expected.scores.numpy())
+
+
+def test_a_gate_before_a_scorer_without_rows_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(file), "--gate", "--scorer", "mean"]) != 0
+    assert "--gate needs a scorer that keeps rows, and mean keeps none" in capsys.readouterr().err
 
 
 def test_the_list_begins_with_the_rarest(file: Path) -> None:

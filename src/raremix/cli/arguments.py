@@ -50,9 +50,22 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--member", help="the array of a .npz, or tensor of a .pt, to score")
     parser.add_argument(
         "--scorer",
-        choices=("knn", "mean"),
+        choices=("knn", "two-scale", "clusters", "mahalanobis", "mean"),
         default="knn",
-        help="distance to the k-th nearest row, or to the mean of all (default: %(default)s)",
+        help="distance to the k-th nearest row, alone or beside that to the 3rd; smallness of the "
+        "row's cluster; distance to the mean of all, with or without the covariance "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--clusters",
+        type=count,
+        default=20,
+        help="clusters of --scorer clusters, about as many as classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="score 0 where a row lies far more alone than its neighbours: reject noise",
     )
     parser.add_argument(
         "--k",

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from raremix.cli.console import Console, counted
+from raremix.cli.scorers import by_neighbors, make_scorer
 from raremix.data.arrays import Array, list_members
 from raremix.data.embeddings import pick_embeddings
 from raremix.data.kinds import split_member
 from raremix.data.listing import ImageList, read_image_list
 from raremix.data.vectors import read_vector
-from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector
+from raremix.detection import FlagRate, OODDetector
 from raremix.errors import LabelError, NonFiniteError, NotEnoughReferenceError, OptionError
 from raremix.inputs import as_embeddings, finite_rows
-from raremix.neighbors.choice import chosen_engine
 
 __all__ = ["LABEL_NAMES", "Rows", "Scored", "class_names", "read_rows", "score_rows"]
 
@@ -159,19 +159,7 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
             "the encoder that made them."
         )
     rule = FlagRate(arguments.rate, window=max(4096, round(4 / arguments.rate)))
-    scorer: KNNDistance | MeanDistance
-    if arguments.scorer == "knn":
-        scorer = KNNDistance(
-            arguments.k,
-            metric=arguments.metric,
-            capacity=1 + max(65_536, arguments.k),
-            engine=arguments.engine,
-        )
-        engine = chosen_engine(arguments.engine, queries=int(rows.finite.sum()))
-        described = f"k-NN, k={arguments.k}, {arguments.metric}, exact, by {engine}"
-    else:
-        scorer = MeanDistance(metric=arguments.metric)
-        described = f"distance to the mean, {arguments.metric}"
+    scorer, described = make_scorer(arguments)
     detector = OODDetector(scorer, rule)
     if arguments.reference is None:
         _check_k(rows, arguments)
@@ -189,7 +177,7 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
             )
         usable = int(finite_rows(reference).sum())
         # The detector scores the reference against itself first, so one row more is needed.
-        if arguments.scorer == "knn" and 0 < usable <= _wanted(arguments.k, usable):
+        if by_neighbors(arguments) and 0 < usable <= _wanted(arguments.k, usable):
             raise NotEnoughReferenceError(
                 f"--k {arguments.k} needs more than {counted(_wanted(arguments.k, usable), 'row')} "
                 f"without NaN, and --reference {arguments.reference} has {usable:,}; pass a smaller "
@@ -212,7 +200,7 @@ def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
     n = int(rows.finite.sum())
     siblings = int(np.bincount(rows.siblings[rows.finite]).max())
     others = n - siblings
-    if arguments.scorer == "mean":
+    if not by_neighbors(arguments):
         if n > 1:
             return
     elif others >= _wanted(arguments.k, n):
