@@ -91,7 +91,7 @@ STREAMS: dict[str, Callable[[int], Tensor]] = {
 @pytest.mark.parametrize("batch", [32, 512])
 @pytest.mark.parametrize("name", STREAMS)
 def test_any_4096_scores_are_flagged_within_a_point_of_the_budget(name: str, batch: int) -> None:
-    for seed in range(3):
+    for seed in range(2 if batch == 32 else 8):
         flags = flags_of(FlagRate(0.05), STREAMS[name](seed), batch)
         assert not flags[:WARMUP].any()
         least, greatest = extremes(flags[WARMUP:])

@@ -51,17 +51,17 @@ class FlagRate:
       (Kolmogorov-Smirnov distance above 0.2), the older ones are forgotten, ``resets`` counts one
       more, and a line is logged.
 
-    At the default budget of 5 %, 4.1 to 5.9 % of any 4,096 consecutive scores were flagged, in
-    batches of 32 and of 512 alike, and 3.7 to 5.9 % in batches of 1,024. Measured after the warm-up over eight streams of 61,440 scores
-    of each kind: scores that hold still, drift threefold up or down over the stream or within
-    12,000, narrow, widen, have heavy tails or ten values only, and that jump by half up or down,
-    alone or while they drift.
+    At the default budget of 5 %, 4.1 to 5.9 % of any 4,096 consecutive scores were flagged in
+    batches of 1 to 512, and 3.7 to 5.9 % in batches of 1,024. Measured after the warm-up over
+    streams of 61,440 scores that hold still, drift threefold up or down, over the whole stream or
+    within 12,000, narrow, widen, have heavy tails or ten values only, and that jump by half up or
+    down, alone or while they drift.
 
     Rare samples may come in clusters: a batch may flag up to half of ``slack`` more than its share.
-    Where clusters of 20 rare samples stand together inside batches of 512, a run that begins or
-    ends within a batch may cut one, and 3.7 to 6.4 % were flagged. Equal scores are never told
-    apart. A stream of equal scores is not flagged at all, and one of very few different scores may
-    be flagged less than its budget.
+    A run that begins or ends within a large batch may cut a cluster, or the batch in which the
+    scores jumped: with clusters of 20 inside batches of 512, 3.6 to 6.4 % were flagged. Equal
+    scores are never told apart, and what cannot be flagged is not made up for: a stream of equal
+    scores is not flagged at all, and one of very few different scores perhaps too little.
 
     Args:
         rate: The budget, in (0, 1): the share of images to call rare.
@@ -76,7 +76,7 @@ class FlagRate:
             the last 512 revisited samples rank nearly as before: Spearman's correlation of their
             scores with the means of their earlier scores lies above it. Once it was, it is not
             asked again. 0.6 is much for random crops, whose scores vary: in the digits demo it is
-            0.2 after an epoch and 0.4 after three. It needs ids and the detector's ``smoothing``;
+            0.2 at the 512th revisit and 0.4 at the 1,000th. It needs ids and the detector's ``smoothing``;
             without them, and before 512 revisits, ``warmup_scores`` alone decides.
 
     Source:
