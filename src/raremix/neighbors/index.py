@@ -102,6 +102,7 @@ class NeighborIndex:
         self.engine = engine
         self.max_memory = check_count("NeighborIndex", "max_memory", max_memory, least=2**20)
         self._prepared: dict[str, PreparedBank] = {}
+        self._grows = False
         self._hold(as_embeddings(bank, caller="NeighborIndex"), ids)
 
     def _hold(self, bank: Tensor, ids: ArrayLike | None) -> None:
@@ -130,6 +131,11 @@ class NeighborIndex:
     def dim(self) -> int:
         """Width of the rows."""
         return self._bank.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._bank.device
 
     def search(
         self, queries: ArrayLike, k: int, *, query_ids: ArrayLike | None = None
@@ -224,6 +230,7 @@ class NeighborIndex:
                 infinity.
         """
         rows = as_embeddings(bank, caller="NeighborIndex.replace", dim=self.dim)
+        self._grows = self._grows or len(rows) > len(self)
         followed = False
         if places is not None and self._fits_float32 and rows.stride(1) == 1:
             places = places.to(rows.device)
@@ -274,7 +281,7 @@ class NeighborIndex:
 
     def _prepare(self, name: str) -> PreparedBank:
         if name == "int16":
-            return Int16Bank(self._bank)
+            return Int16Bank(self._bank, spare=len(self) // 2 if self._grows else 0)
         if name == "half":
             dtype = torch.float16 if self._bank.device.type == "cuda" else torch.bfloat16
             return ReducedBank(self._bank, dtype, self.max_memory // 4)

@@ -114,6 +114,8 @@ class Panels:
         width: ``NARROW`` for queries, ``WIDE`` for a bank.
     """
 
+    # Made in inference mode, the panels could not be changed outside it.
+    @torch.inference_mode(False)
     def __init__(self, centre: Tensor, capacity: int, width: int) -> None:
         self.centre = centre
         self.width = width

@@ -66,10 +66,15 @@ class KeyProposal:
 
 
 class Int16Bank:
-    """The rows of a bank on the CPU as 16-bit integers, multiplied by the compiled kernel."""
+    """The rows of a bank on the CPU as 16-bit integers, multiplied by the compiled kernel.
 
-    def __init__(self, bank: Tensor) -> None:
-        self._panels = Panels(middle(bank), len(bank), WIDE)
+    Args:
+        bank: (m, dim) float32.
+        spare: Room for so many rows more, which ``replace`` may bring.
+    """
+
+    def __init__(self, bank: Tensor, *, spare: int = 0) -> None:
+        self._panels = Panels(middle(bank), len(bank) + spare, WIDE)
         self._panels.append(bank)
 
     @staticmethod

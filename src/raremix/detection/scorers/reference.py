@@ -13,7 +13,7 @@ from torch import Tensor
 from raremix.detection.bank import ReferenceBank
 from raremix.errors import NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_embeddings
-from raremix.neighbors import EngineName, Metric, Neighbors, nearest
+from raremix.neighbors import EngineName, Metric, NeighborIndex, Neighbors
 from raremix.options import check_choice, check_count, is_number
 
 __all__ = ["NeighborReference", "check_k", "count_of"]
@@ -71,6 +71,8 @@ class NeighborReference:
         self.metric: Metric = metric
         self.engine: EngineName = engine
         self.max_memory = check_count(owner, "max_memory", max_memory, least=2**20)
+        self._index: NeighborIndex | None = None  # of the bank as it was at self._version
+        self._version = -1
 
     def count(self) -> int:
         """How many neighbours k means for the reference at hand."""
@@ -89,10 +91,13 @@ class NeighborReference:
                 f"{self.owner}.fit expects more than k={self.k} embeddings, got {len(rows)}; "
                 f"pass more, or build {self.owner} with a smaller k."
             )
-        own = torch.arange(len(rows), device="cpu") if ids is None else ids
         # The search before the bank changes: all or nothing.
-        found = self._nearest(rows, rows, count_of(self.k, len(rows)), own, own)
+        index = self._index_of(rows, ids)
+        found = index.leave_one_out(count_of(self.k, len(rows)))
         self.bank.fill(rows, ids)
+        # The bank has copied the rows; what was prepared of them stays good.
+        index.replace(self.bank.rows, torch.empty(0, dtype=torch.int64, device="cpu"), self.bank.ids)
+        self._index, self._version = index, self.bank.version
         return found
 
     def search(self, embeddings: ArrayLike, ids: Tensor | None) -> Neighbors:
@@ -110,22 +115,22 @@ class NeighborReference:
                 f"{self.owner}.score got ids, but the reference was given without ids, so a row "
                 "could not be told from itself; pass ids always or never."
             )
-        reference = self.bank.rows.to(rows.device)
-        return self._nearest(rows, reference, k, ids, None if ids is None else known)
+        return self._prepared(rows.device).search(rows, k, query_ids=ids)
 
-    def _nearest(
-        self, rows: Tensor, bank: Tensor, k: int, ids: Tensor | None, known: Tensor | None
-    ) -> Neighbors:
-        return nearest(
-            rows,
-            bank,
-            k,
-            query_ids=ids,
-            bank_ids=known,
-            metric=self.metric,
-            engine=self.engine,
-            max_memory=self.max_memory,
+    def _index_of(self, rows: Tensor, ids: Tensor | None) -> NeighborIndex:
+        return NeighborIndex(
+            rows, ids, metric=self.metric, engine=self.engine, max_memory=self.max_memory
         )
+
+    def _prepared(self, device: torch.device) -> NeighborIndex:
+        """The index of the bank as it is now, of which only what changed is prepared anew."""
+        rows, index = self.bank.rows.to(device), self._index
+        if index is None or index.device != device or index.dim != rows.shape[1]:
+            index = self._index_of(rows, self.bank.ids)
+        elif self._version != self.bank.version:
+            index.replace(rows, self.bank.changes_since(self._version), self.bank.ids)
+        self._index, self._version = index, self.bank.version
+        return index
 
     def update(self, embeddings: ArrayLike, ids: Tensor | None) -> None:
         """Add rows; a known id replaces its rows."""
