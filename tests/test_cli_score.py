@@ -44,7 +44,7 @@ def _listed(file: Path) -> list[dict[str, str]]:
 
 
 def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
-    gated = NoiseGate(ClusterMass(20), metric="cosine")
+    gated = NoiseGate(ClusterMass(20, normalize=True), metric="cosine")
     for options, scorer in (
         ([], KNNDistance(k=10)),
         (["--k", "0.05", "--metric", "cosine"], KNNDistance(k=0.05, metric="cosine")),
@@ -52,7 +52,7 @@ def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
         (["--scorer", "two-scale"], TwoScaleDistance(k=10)),
         (["--scorer", "mahalanobis"], Mahalanobis(normalize=False)),
         (["--scorer", "mahalanobis", "--metric", "cosine"], Mahalanobis()),
-        (["--scorer", "clusters", "--clusters", "3"], ClusterMass(3, normalize=False)),
+        (["--scorer", "clusters", "--clusters", "3"], ClusterMass(3)),
         (["--gate"], NoiseGate(KNNDistance(k=10))),
         (["--gate", "--scorer", "clusters", "--metric", "cosine"], gated),
     ):

@@ -24,13 +24,21 @@ def test_a_score_is_minus_the_log_of_the_share_of_its_class() -> None:
     rows, labels = blobs(counts)
     expected = torch.tensor([-math.log(count / 1000) for count in counts])[labels]
     for normalize in (False, True):
-        scores = ClusterMass(clusters=4, normalize=normalize).fit(rows)
+        scores = ClusterMass(clusters=4, repeats=1, normalize=normalize).fit(rows)
         torch.testing.assert_close(scores, expected)
+
+
+def test_the_score_is_the_mean_over_the_repeats() -> None:
+    rows, _ = blobs([100, 50, 10], spread=1.5)
+    singles = [ClusterMass(clusters=6, repeats=1, seed=seed).fit(rows) for seed in (4, 5, 6)]
+    assert not torch.equal(singles[0], singles[1])
+    expected = torch.stack(singles).double().mean(dim=0).float()
+    torch.testing.assert_close(ClusterMass(clusters=6, repeats=3, seed=4).fit(rows), expected)
 
 
 def test_a_fresh_row_is_counted_in_and_its_own_rows_out() -> None:
     rows, _ = blobs([60, 30, 10])
-    scorer = ClusterMass(clusters=3)
+    scorer = ClusterMass(clusters=3, repeats=1)
     scorer.fit(rows, torch.arange(100) // 2)  # every sample has two crops
     tail = rows[95:96]
     assert float(scorer.score(tail)[0]) == pytest.approx(-math.log(11 / 101))
@@ -65,7 +73,7 @@ def test_there_are_no_more_centres_than_distinct_rows() -> None:
 
 def test_a_class_that_appears_in_the_stream_becomes_a_cluster_of_its_own() -> None:
     rows, _ = blobs([400, 200])
-    scorer = ClusterMass(clusters=3)
+    scorer = ClusterMass(clusters=3, repeats=1)
     scorer.update(rows, torch.arange(600))
     newcomers = 0.3 * torch.randn(60, 8, generator=torch.Generator().manual_seed(5))
     newcomers[:, 5] += 5.0

@@ -31,17 +31,23 @@ class ClusterMass:
     stays common, and a single outlier beside a large cluster stays common too. It works when there
     are about as many clusters as classes; many more, and common classes fall apart into small
     pieces (average precision 0.68, 0.33 and 0.05 with 30, 100 and 300 clusters for 10 simulated
-    classes). All rows of a cluster score alike, so a threshold flags whole clusters or none.
+    classes).
+
+    k-means ends in another place from every start, so the score is the mean over ``repeats`` of
+    them: average precision 0.195 on CamVid crops and 0.259 on CIFAR-10-LT by MobileNetV2, against
+    0.126 to 0.186 and 0.148 to 0.252 of a single one; 0.066 by SimCLR, below chance.
 
     Args:
         clusters: About as many as there are classes, rare ones included; at least 2.
+        repeats: Clusterings to take the mean over. With 1, all rows of a cluster score alike, so
+            that a threshold flags whole clusters or none.
         normalize: Whether to scale rows to unit length first; a row of zeros stays zero.
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
-        seed: Seeds the start of k-means.
+        seed: Seeds the starts of k-means.
 
     Example:
         >>> rows = torch.tensor([[0.0], [0.1], [0.2], [9.0]])
-        >>> ClusterMass(clusters=2, normalize=False).fit(rows)  # -log(3/4) and -log(1/4)
+        >>> ClusterMass(clusters=2).fit(rows)  # -log(3/4) and -log(1/4)
         tensor([0.2877, 0.2877, 0.2877, 1.3863])
     """
 
@@ -49,11 +55,13 @@ class ClusterMass:
         self,
         clusters: int = 20,
         *,
-        normalize: bool = True,
+        repeats: int = 5,
+        normalize: bool = False,
         capacity: int = 65_536,
         seed: int = 0,
     ) -> None:
         self.clusters = check_count("ClusterMass", "clusters", clusters, least=2)
+        self.repeats = check_count("ClusterMass", "repeats", repeats, least=1)
         self.normalize = bool(normalize)
         self.seed = check_count("ClusterMass", "seed", seed, least=0)
         self.bank = ReferenceBank(capacity)
@@ -62,21 +70,22 @@ class ClusterMass:
                 f"ClusterMass expects a capacity of at least clusters={clusters}, got {capacity}; "
                 "raise capacity."
             )
-        self._centres: Tensor | None = None
+        self._centres: list[Tensor] = []  # of every clustering; none yet
         self._added = 0  # rows since the centres were found
-        self._labels = torch.empty(0, dtype=torch.int64)  # the cluster of every row of the bank
+        # The cluster of every row of the bank, in every clustering.
+        self._labels = torch.empty((0, repeats), dtype=torch.int64, device="cpu")
         self._version = -1  # of the bank, when the labels were made
 
     def __repr__(self) -> str:
         return (
-            f"ClusterMass(clusters={self.clusters}, normalize={self.normalize}, "
+            f"ClusterMass(clusters={self.clusters}, repeats={self.repeats}, normalize={self.normalize}, "
             f"capacity={self.bank.capacity}, seed={self.seed})"
         )
 
     @property
     def ready(self) -> bool:
         """Whether as many embeddings have been seen as there are clusters."""
-        return self._centres is not None and len(self.bank) > 0
+        return bool(self._centres) and len(self.bank) > 0
 
     def fit(self, embeddings: ArrayLike, ids: Tensor | None = None) -> Tensor:
         """Take these (n, dim) embeddings as the reference; return their leave-one-out scores.
@@ -91,7 +100,7 @@ class ClusterMass:
                 f"{len(rows)}; pass more, or build ClusterMass with fewer clusters."
             )
         self.bank.fill(rows, ids)
-        self._centres = None
+        self._centres = []
         self._follow(len(rows))
         own = torch.arange(len(rows), device="cpu") if ids is None else ids
         return self._mass(self._labels, own.cpu(), own.cpu()).to(rows.device)
@@ -112,7 +121,7 @@ class ClusterMass:
             OptionError: If ids are given and the reference has none.
         """
         rows = as_embeddings(embeddings, caller="ClusterMass.score", dim=self.bank.dim)
-        if self._centres is None or not self.ready:
+        if not self.ready:
             raise NotEnoughReferenceError(
                 f"ClusterMass.score needs clusters={self.clusters} reference embeddings and has "
                 f"seen {len(self.bank)}; call fit or update with more."
@@ -123,8 +132,7 @@ class ClusterMass:
                 "ClusterMass.score got ids, but the reference was given without ids, so a row "
                 "could not be told from itself; pass ids always or never."
             )
-        labels = assign(self._directed(rows), self._centres.to(rows.device)).cpu()
-        return self._mass(labels, ids, known).to(rows.device)
+        return self._mass(self._assigned(rows), ids, known).to(rows.device)
 
     def update(self, embeddings: ArrayLike, ids: Tensor | None = None) -> None:
         """Add (batch, dim) embeddings to the reference; a known id replaces its rows."""
@@ -135,52 +143,62 @@ class ClusterMass:
     def _directed(self, rows: Tensor) -> Tensor:
         return unit_rows(rows) if self.normalize else rows
 
+    def _assigned(self, rows: Tensor) -> Tensor:
+        directed = self._directed(rows)
+        labels = [assign(directed, centres.to(rows.device)).cpu() for centres in self._centres]
+        return torch.stack(labels, dim=1)
+
     def _follow(self, added: int) -> None:
         """Bring centres and labels to the rows that are now in the bank."""
         self._added += added
-        if self._centres is None or self._added >= _STALE_SHARE * len(self.bank):
+        if not self._centres or self._added >= _STALE_SHARE * len(self.bank):
             if len(self.bank) < self.clusters:
                 return
             directed = self._directed(self.bank.rows)
-            self._centres = find_centres(directed, self.clusters, seed=self.seed)
+            self._centres = [
+                find_centres(directed, self.clusters, seed=self.seed + repeat)
+                for repeat in range(self.repeats)
+            ]
             self._added, self._version = 0, -1
         self._relabel()
 
     def _relabel(self) -> None:
-        assert self._centres is not None
         changed = self.bank.changes_since(self._version)
         if changed is None:
             changed = torch.arange(len(self.bank), device="cpu")
-        rows = self._directed(self.bank.rows[changed.to(self.bank.rows.device)])
-        labels = torch.zeros(len(self.bank), dtype=torch.int64, device="cpu")
+        labels = torch.zeros((len(self.bank), self.repeats), dtype=torch.int64, device="cpu")
         kept = min(len(labels), len(self._labels))
         labels[:kept] = self._labels[:kept]
         if len(changed):
-            labels[changed] = assign(rows, self._centres.to(rows.device)).cpu()
+            labels[changed] = self._assigned(self.bank.rows[changed.to(self.bank.rows.device)])
         self._labels, self._version = labels, self.bank.version
 
     def _mass(self, labels: Tensor, ids: Tensor | None, known: Tensor | None) -> Tensor:
         """-log of the share of each row's cluster, its own rows left out and itself put in."""
-        assert self._centres is not None
-        members = torch.bincount(self._labels, minlength=len(self._centres))[labels]
-        rows = torch.full_like(members, len(self._labels))
+        rows = torch.full((len(labels),), len(self._labels), dtype=torch.int64, device="cpu")
+        mine = theirs = None
         if ids is not None and known is not None:
-            _, number = torch.unique(torch.cat([ids.cpu(), known]), return_inverse=True)
-            mine, theirs = number[: len(ids)], number[len(ids) :]
-            size = len(self._centres)
-            rows = rows - torch.bincount(theirs, minlength=int(number.max()) + 1)[mine]
-            pairs = theirs * size + self._labels
-            of_id = torch.bincount(pairs, minlength=(int(number.max()) + 1) * size)
-            members = members - of_id[mine * size + labels]
-        share = (members + 1).to(torch.float64) / (rows + 1).to(torch.float64)
-        return (-share.log()).clamp(min=0.0).to(torch.float32)
+            _, numbers = torch.unique(torch.cat([ids.cpu(), known]), return_inverse=True)
+            mine, theirs = numbers[: len(ids)], numbers[len(ids) :]
+            rows = rows - torch.bincount(theirs, minlength=int(numbers.max()) + 1)[mine]
+        total = torch.zeros(len(labels), dtype=torch.float64, device="cpu")
+        for repeat, centres in enumerate(self._centres):
+            own, held, size = labels[:, repeat], self._labels[:, repeat], len(centres)
+            members = torch.bincount(held, minlength=size)[own]
+            if mine is not None and theirs is not None:
+                most = (int(max(mine.max(), theirs.max())) + 1) * size
+                of_id = torch.bincount(theirs * size + held, minlength=most)
+                members = members - of_id[mine * size + own]
+            share = (members + 1).to(torch.float64) / (rows + 1).to(torch.float64)
+            total -= share.log()
+        return (total / len(self._centres)).clamp(min=0.0).to(torch.float32)
 
     def state_dict(self) -> State:
         """The settings, the reference and the centres."""
         content: State = {
             **self._settings(),
             "bank": self.bank.state_dict(),
-            "centres": None if self._centres is None else self._centres.clone(),
+            "centres": {str(at): centres.clone() for at, centres in enumerate(self._centres)},
             "added": self._added,
         }
         return sealed_state("ClusterMass", 1, content)
@@ -191,11 +209,15 @@ class ClusterMass:
         content = open_state(state, kind="ClusterMass", version=1, keys=keys)
         check_settings("ClusterMass", content, self._settings())
         self.bank.load_state_dict(content["bank"])
-        centres = content["centres"]
-        self._centres = None if centres is None else centres.clone()
+        self._centres = [centres.clone() for centres in content["centres"].values()]
         self._added, self._version = content["added"], -1
-        if self._centres is not None:
+        if self._centres:
             self._relabel()
 
     def _settings(self) -> State:
-        return {"clusters": self.clusters, "normalize": self.normalize, "seed": self.seed}
+        return {
+            "clusters": self.clusters,
+            "repeats": self.repeats,
+            "normalize": self.normalize,
+            "seed": self.seed,
+        }
