@@ -175,7 +175,7 @@ def test_an_empty_bank_survives_a_file() -> None:
     batches=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=15), max_size=30),
     look_every=st.integers(1, 6),
 )
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_a_copy_kept_by_the_changes_equals_the_bank(
     with_ids: bool, batches: list[list[int]], look_every: int
 ) -> None:
