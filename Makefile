@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# The stamp is remade when the dependencies change.
-$(VENV)/installed: pyproject.toml
+# The stamp is remade when the dependencies or the compiled kernel change.
+$(VENV)/installed: pyproject.toml src/build_kernel.py src/raremix/neighbors/int16.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing raremix, torch and the tools: some minutes, about 7 GB with CUDA"

@@ -53,66 +53,87 @@ int32_t supported(void) {
 
 int32_t room_for(int32_t keep) { return keep + keep / 4 + 32; }
 
+AVX2 static float total(__m256 x) {
+    float v[8];
+    _mm256_storeu_ps(v, x);
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+AVX2 static float highest(__m256 x) {
+    float v[8], best = 0;
+    _mm256_storeu_ps(v, x);
+    for (int l = 0; l < 8; l++) best = v[l] > best ? v[l] : best;
+    return best;
+}
+
+/* Pairs of dimensions in a panel: an even number, with zeros where the row ends. */
+static inline int64_t pairs_of(int64_t dim) { return (dim + 3) / 4 * 2; }
+
 /* Shift `count` rows by the centre and pack them at `places`, or from row `first` on. `work` has
- * room for dim + 1 floats. */
+ * room for 2 * pairs_of(dim) + 16 floats. */
 AVX2 void pack(const float *rows, int64_t stride, int64_t count, int64_t dim, const float *centre,
                int64_t width, int64_t first, const int64_t *places, int16_t *panels, float *scale,
                float *length, float *error, float *square, float *work) {
-    int64_t pairs = (dim + 1) / 2;
+    int64_t pairs = pairs_of(dim);
     for (int64_t i = 0; i < count; i++) {
         const float *x = rows + i * stride;
         int64_t place = places ? places[i] : first + i;
-        int16_t *out = panels + (place / width) * pairs * width * 2 + (place % width) * 2;
-        double sum = 0;
-        float top = 0;
+        int32_t *out = (int32_t *)panels + (place / width) * pairs * width + place % width;
+        double sum = 0, missed = 0;
+        __m256 top = _mm256_setzero_ps(), sign = _mm256_set1_ps(-0.0f);
         for (int64_t from = 0; from < dim; from += 256) { /* short float sums, long double ones */
             int64_t to = from + 256 < dim ? from + 256 : dim, k = from;
-            float part[8] = {0}, high[8] = {0};
-            for (; k + 8 <= to; k += 8)
-                for (int l = 0; l < 8; l++) {
-                    float v = x[k + l] - centre[k + l], w = fabsf(v);
-                    work[k + l] = v;
-                    part[l] += v * v;
-                    high[l] = w > high[l] ? w : high[l];
-                }
+            __m256 part = _mm256_setzero_ps();
+            float rest = 0;
+            for (; k + 8 <= to; k += 8) {
+                __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x + k), _mm256_loadu_ps(centre + k));
+                _mm256_storeu_ps(work + k, v);
+                part = _mm256_fmadd_ps(v, v, part);
+                top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v));
+            }
             for (; k < to; k++) {
-                float v = x[k] - centre[k], w = fabsf(v);
-                work[k] = v;
-                part[0] += v * v;
-                high[0] = w > high[0] ? w : high[0];
+                work[k] = x[k] - centre[k];
+                rest += work[k] * work[k];
+                top = _mm256_max_ps(top, _mm256_set1_ps(fabsf(work[k])));
             }
-            for (int l = 0; l < 8; l++) {
-                sum += part[l];
-                top = high[l] > top ? high[l] : top;
-            }
+            sum += (double)total(part) + rest;
         }
-        work[dim] = 0; /* the second of an odd last pair */
+        for (int64_t k = dim; k < 2 * pairs + 16; k++) work[k] = 0;
         double size = sqrt(sum);
-        float s = (float)fmax(size / LONGEST, top / HIGHEST);
+        float s = (float)fmax(size / LONGEST, highest(top) / HIGHEST);
         float inverse = s > 0 ? 1.0f / s : 0.0f;
-        double missed = 0;
-        for (int64_t from = 0; from < pairs; from += 128) {
-            int64_t to = from + 128 < pairs ? from + 128 : pairs;
-            float part = 0;
-            for (int64_t p = from; p < to; p++)
-                for (int h = 0; h < 2; h++) {
-                    float z = rintf(work[2 * p + h] * inverse);
-                    z = z > HIGHEST ? HIGHEST : z < -HIGHEST ? -HIGHEST : z;
-                    float d = work[2 * p + h] - z * s;
-                    part += d * d;
-                    out[p * width * 2 + h] = (int16_t)z;
-                }
-            missed += part;
+        __m256 up = _mm256_set1_ps(inverse), down = _mm256_set1_ps(-s);
+        for (int64_t from = 0; from < 2 * pairs; from += 256) {
+            int64_t to = from + 256 < 2 * pairs ? from + 256 : 2 * pairs;
+            __m256 part = _mm256_setzero_ps();
+            for (int64_t k = from; k < to; k += 16) { /* beyond the end there are zeros */
+                __m256 v = _mm256_loadu_ps(work + k), w = _mm256_loadu_ps(work + k + 8);
+                __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(v, up));
+                __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(w, up));
+                /* Packing clips to 16 bits, which only the last rounding could exceed, and
+                   leaves the halves crosswise. */
+                __m256i z = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+                a = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(z));
+                b = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(z, 1));
+                v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(a), down, v);
+                w = _mm256_fmadd_ps(_mm256_cvtepi32_ps(b), down, w);
+                part = _mm256_fmadd_ps(v, v, _mm256_fmadd_ps(w, w, part));
+                int32_t twos[8];
+                _mm256_storeu_si256((__m256i *)twos, z);
+                int64_t left = (to - k) / 2;
+                for (int64_t p = 0; p < 8 && p < left; p++) out[(k / 2 + p) * width] = twos[p];
+            }
+            missed += total(part);
         }
-        /* Some twenty roundings of 2^-24 in all, of the sums here and of the keys in fill_key. */
+        /* Some thirty roundings of 2^-24 in all, of the sums here and of the keys in fill_key. */
         scale[place] = s;
-        length[place] = (float)(size * (1 + 0x1p-20));
+        length[place] = (float)(size * (1 + 0x1p-19));
         error[place] = (float)(sqrt(missed) * (1 + 0x1p-14) + size * 0x1p-20);
-        square[place] = (float)(sum * (1 - 0x1p-20));
+        square[place] = (float)(sum * (1 - 0x1p-19));
     }
 }
 
-/* The dot products of NARROW rows with WIDE rows. In assembly, since compilers spill the sums. */
+/* The dot products of NARROW rows with WIDE rows over an even number of pairs. In assembly, since compilers spill the sums. */
 AVX2 static inline void dot_tile(const int16_t *q, const int16_t *b, int64_t pairs,
                                  __m256i dots[NARROW][2]) {
     __m256i zero = _mm256_setzero_si256();
@@ -129,9 +150,13 @@ AVX2 static inline void dot_tile(const int16_t *q, const int16_t *b, int64_t pai
         "vmovdqa (%[b]), %%ymm12\n\t"
         "vmovdqa 32(%[b]), %%ymm13\n\t"
         ROW(0, c0, d0) ROW(4, c1, d1) ROW(8, c2, d2) ROW(12, c3, d3) ROW(16, c4, d4) ROW(20, c5, d5)
-        "add $64, %[b]\n\t"
-        "add $24, %[q]\n\t"
-        "dec %[n]\n\t"
+        "vmovdqa 64(%[b]), %%ymm12\n\t"
+        "vmovdqa 96(%[b]), %%ymm13\n\t"
+        ROW(24, c0, d0) ROW(28, c1, d1) ROW(32, c2, d2) ROW(36, c3, d3) ROW(40, c4, d4)
+        ROW(44, c5, d5)
+        "add $128, %[b]\n\t"
+        "add $48, %[q]\n\t"
+        "sub $2, %[n]\n\t"
         "jnz 1b\n\t"
         : [q] "+r"(q), [b] "+r"(b), [n] "+r"(pairs), [c0] "+x"(c0), [c1] "+x"(c1), [c2] "+x"(c2),
           [c3] "+x"(c3), [c4] "+x"(c4), [c5] "+x"(c5), [d0] "+x"(d0), [d1] "+x"(d1), [d2] "+x"(d2),
@@ -232,7 +257,7 @@ void finish(Lists *lists, int64_t from, int64_t to, float *keys, int32_t *rows) 
 AVX2 void search(const Packed *queries, int64_t q_from, int64_t q_to, const Packed *bank,
                  int64_t b_from, int64_t b_to, int64_t dim, int64_t tile, int64_t chunk,
                  Lists *lists) {
-    int64_t pairs = (dim + 1) / 2;
+    int64_t pairs = pairs_of(dim);
     for (int64_t c = b_from; c < b_to; c += chunk)
         for (int64_t t = q_from; t < q_to; t += tile)
             for (int64_t b = c; b < b_to && b < c + chunk; b += WIDE)
@@ -270,7 +295,7 @@ static inline void push_shared(Lists *lists, uint8_t *locks, int64_t owner, floa
  * infinity. */
 AVX2 void join_self(const Packed *narrow, const Packed *wide, int64_t n, int64_t dim,
                     int64_t block, Lists *lists, uint8_t *locks, int64_t *next_block) {
-    int64_t pairs = (dim + 1) / 2;
+    int64_t pairs = pairs_of(dim);
     for (;;) {
         int64_t from = block * __atomic_fetch_add(next_block, 1, __ATOMIC_RELAXED);
         if (from >= n) return;
@@ -328,11 +353,9 @@ AVX2 void measure(const float *queries, int64_t q_stride, const float *bank, int
                                          _mm256_loadu_ps(y + k + 8 * s));
                 sum[s] = _mm256_fmadd_ps(d, d, sum[s]);
             }
-        float part[8], rest = 0;
+        float rest = 0;
         for (; k < dim; k++) rest += (x[k] - y[k]) * (x[k] - y[k]);
-        _mm256_storeu_ps(part, _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]),
-                                             _mm256_add_ps(sum[2], sum[3])));
-        squared[i] = ((part[0] + part[1]) + (part[2] + part[3])) +
-                     ((part[4] + part[5]) + (part[6] + part[7])) + rest;
+        squared[i] = rest + total(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]),
+                                                _mm256_add_ps(sum[2], sum[3])));
     }
 }

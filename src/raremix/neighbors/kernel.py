@@ -20,9 +20,9 @@ __all__ = ["Lists", "Panels", "join_self", "kernel_path", "load_kernel", "measur
 NARROW, WIDE = 6, 16
 """Rows in a panel of queries and of the bank, as in ``int16.c``."""
 
-# What stays in the second and third cache of the processors of today: half of a small one.
-_TILE_BYTES = 192 * 2**10
-_CHUNK_BYTES = 8 * 2**20
+# What stays in the second and third cache of the processors of today, with room for the rest.
+_TILE_BYTES = 256 * 2**10
+_CHUNK_BYTES = 2 * 2**20
 # Fewer queries than this are not worth a thread of their own.
 _QUERIES_PER_THREAD = 48
 
@@ -94,6 +94,11 @@ def _in_threads(tasks: Sequence[Callable[[], object]]) -> None:
             running.result()
 
 
+def _pairs(dim: int) -> int:
+    """Pairs of dimensions in a panel, an even number."""
+    return -(-dim // 4) * 2
+
+
 def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
 
@@ -121,7 +126,7 @@ class Panels:
         self.width = width
         self.count = 0
         self.capacity = -(-capacity // width) * width
-        pairs = (len(centre) + 1) // 2
+        pairs = _pairs(len(centre))
         # Zeros lie at no distance from anything: a panel's unused rows are kept out by their square.
         self._panels = torch.zeros((self.capacity, 2 * pairs), dtype=torch.int16, device="cpu")
         numbers = torch.zeros((4, self.capacity), dtype=torch.float32, device="cpu")
@@ -136,7 +141,7 @@ class Panels:
     @staticmethod
     def bytes_per_row(dim: int) -> int:
         """Bytes a packed row takes."""
-        return 2 * (dim + 1) + 16
+        return 4 * _pairs(dim) + 16
 
     def append(self, rows: Tensor) -> None:
         """Pack (n, dim) float32 rows behind those there are; their last dimension is dense."""
@@ -159,7 +164,7 @@ class Panels:
 
     def _pack(self, rows: Tensor, first: int, places: Tensor | None) -> None:
         kernel = load_kernel("Panels")
-        work = torch.empty(self.dim + 8, dtype=torch.float32, device="cpu")
+        work = torch.empty(2 * _pairs(self.dim) + 16, dtype=torch.float32, device="cpu")
         kernel.pack(
             _address(rows),
             ctypes.c_int64(rows.stride(0)),
