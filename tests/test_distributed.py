@@ -14,17 +14,23 @@ from raremix import distributed
 from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector
 
 STEPS = 9
-SETTINGS = ("knn with ids", "knn without ids", "mean without ids")
+SETTINGS = ("knn with ids", "knn without ids", "mean without ids", "restarted with ids")
 
 
 def detector_of(setting: str) -> OODDetector:
-    scorer = MeanDistance() if setting.startswith("mean") else KNNDistance(k=2, capacity=60)
+    capacity = 200 if setting.startswith("restarted") else 60
+    scorer = MeanDistance() if setting.startswith("mean") else KNNDistance(k=2, capacity=capacity)
     return OODDetector(scorer, FlagRate(0.2, window=40, warmup_scores=15, slack=4))
 
 
 def batch_of(step: int, rank: int, setting: str) -> tuple[Tensor, Tensor | None, Tensor]:
     """Rows, ids and replay flags; ranks differ in size, and now and then a row is spoilt."""
     generator = torch.Generator().manual_seed(100 * step + rank)
+    if setting.startswith("restarted"):  # the encoder is another one from the sixth step on
+        encoder = torch.randn(16, 16, generator=torch.Generator().manual_seed(step // 5))
+        images = torch.randn(150, 16, generator=torch.Generator().manual_seed(9))
+        ids = torch.randint(0, 150, (60 + rank,), generator=generator)
+        return images[ids] @ encoder, ids, torch.zeros(60 + rank, dtype=torch.bool)
     size = 3 + 4 * rank + step % 3
     rows = torch.randn(size, 3, generator=generator) * (1 + step / 4)
     if step % 4 == 2:
@@ -100,7 +106,15 @@ def test_both_ranks_hold_the_same_reference_and_threshold(
     assert first["threshold"][-1] < float("inf")  # the warm-up ended
 
 
+def test_both_ranks_notice_a_restarted_encoder(ranks: list[dict[str, Any]]) -> None:
+    assert [results["restarted with ids"]["state"]["watch"]["restarts"] for results in ranks] == [
+        1,
+        1,
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:OODDetector.observe left out")
+@pytest.mark.filterwarnings("ignore:the last 128 samples seen again")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_two_ranks_equal_one_process_that_sees_both_batches(
     ranks: list[dict[str, Any]], setting: str
