@@ -270,7 +270,7 @@ def compare(
         + ", ".join(f"{name} {statistics.median(r) / 1e9:.0f}" for name, r in rates.items())
         + ")",
         "",
-        "| | median | rounds | took, of ours | of the product | largest error |",
+        "| | median | rounds | times ours | of the product | largest error |",
         "|---|---|---|---|---|---|",
     ]
     for contender in contenders:

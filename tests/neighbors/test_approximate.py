@@ -33,7 +33,7 @@ def long_tail(n: int, dim: int, classes: int = 40) -> Tensor:
     return rows[torch.randperm(n, generator=torch.Generator().manual_seed(3))]
 
 
-ROWS = long_tail(3000, 16)
+ROWS = long_tail(2000, 16)
 OWN = torch.arange(len(ROWS))
 
 
@@ -57,8 +57,8 @@ def test_the_rarest_are_the_exact_ones_where_it_says_so(
 ) -> None:
     found = index.score(ROWS, K, query_ids=OWN)
     assert found.agreement.proven == 1.0
-    top = found.scores.topk(30).indices
-    assert torch.equal(top, truth.topk(30).indices)
+    top = found.scores.topk(20).indices
+    assert torch.equal(top, truth.topk(20).indices)
     assert torch.equal(found.scores[top], truth[top])
 
 
@@ -68,15 +68,15 @@ def test_a_score_is_never_too_small_and_exact_where_it_says_so(
     found = index.score(ROWS, K, query_ids=OWN)
     assert (found.scores >= truth * (1 - 1e-5)).all()
     assert torch.equal(found.scores[found.is_exact], truth[found.is_exact])
-    assert 0.05 <= float(found.is_exact.float().mean()) < 0.12
+    assert 0.05 <= float(found.is_exact.float().mean()) < 0.16
 
 
 @pytest.mark.parametrize("probes", [1, 3, 8])
 def test_what_is_called_proven_is_in_the_true_top_list(probes: int, truth: Tensor) -> None:
     found = ApproximateIndex(ROWS, OWN, probes=probes).score(ROWS, K, query_ids=OWN, rescore=0.01)
-    true_top = truth.topk(30).indices
+    true_top = truth.topk(20).indices
     exact = torch.where(found.is_exact, found.scores, 0.0)
-    shared = torch.isin(exact.topk(30).indices, true_top).float().mean()
+    shared = torch.isin(exact.topk(20).indices, true_top).float().mean()
     assert found.agreement.proven <= float(shared)
 
 
@@ -113,12 +113,12 @@ def test_a_query_with_too_short_a_list_is_searched_exactly_and_not_called_rare()
     assert torch.equal(found.scores[300:], expected)
 
 
-def test_siblings_are_left_out(index: ApproximateIndex) -> None:
+def test_siblings_are_left_out() -> None:
     ids = OWN // 3
-    found = ApproximateIndex(ROWS, ids, kind=index.kind).score(ROWS, K, query_ids=ids)
+    found = ApproximateIndex(ROWS, ids).score(ROWS, K, query_ids=ids)
     truth = exact_scores(ROWS, ids)
     assert found.agreement.proven == 1.0
-    assert torch.equal(found.scores.topk(30).indices, truth.topk(30).indices)
+    assert torch.equal(found.scores.topk(20).indices, truth.topk(20).indices)
     assert (found.scores >= truth * (1 - 1e-5)).all()
 
 
@@ -135,7 +135,7 @@ def test_rows_of_any_scale_are_found(scale: float, truth: Tensor) -> None:
     rows = ROWS * scale
     found = ApproximateIndex(rows, OWN).score(rows, K, query_ids=OWN)
     assert found.agreement.proven == 1.0
-    torch.testing.assert_close(found.scores.topk(30).values, truth.topk(30).values * scale)
+    torch.testing.assert_close(found.scores.topk(20).values, truth.topk(20).values * scale)
 
 
 def test_all_rows_alike_are_all_at_distance_zero() -> None:
@@ -145,7 +145,7 @@ def test_all_rows_alike_are_all_at_distance_zero() -> None:
 
 def test_training_drops_no_row_of_a_bank_up_to_the_size_stated() -> None:
     index = ApproximateIndex(ROWS, lists=2, training_rows=len(ROWS))
-    # FAISS's own sample is 256 rows a centre, 512 of these 3,000.
+    # FAISS's own sample is 256 rows a centre, 512 of these 2,000.
     assert index._index.cp.max_points_per_centroid * index.lists >= len(ROWS)
 
 
@@ -166,7 +166,7 @@ def test_small_memory_and_a_mapped_file_change_nothing(
         mapped, K, query_ids=OWN.numpy()
     )
     torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-4, atol=0)
-    assert torch.equal(parts.scores.topk(30).indices, whole.scores.topk(30).indices)
+    assert torch.equal(parts.scores.topk(20).indices, whole.scores.topk(20).indices)
 
 
 def test_equal_inputs_give_equal_results_and_another_seed_another_sample(

@@ -24,6 +24,7 @@ __all__ = ["Agreement", "ApproximateIndex", "ApproximateScores", "IndexKind"]
 
 IndexKind = Literal["ivf", "ivfpq"]
 
+_PROBES = 8
 _CODEWORDS = 256  # of one byte of a product quantiser
 _CODE_ROUNDS = 10  # of k-means for each byte, as for the lists; FAISS's 25 take minutes
 # Codes confuse near rows, so that many more than k are measured again: see ApproximateIndex.
@@ -87,7 +88,7 @@ class ApproximateIndex:
         kind: ``"ivf"`` keeps a float32 copy of the bank inside the index; ``"ivfpq"`` keeps
             ``codes`` bytes a row, measures four times as many rows, and finds fewer of the nearest.
         lists: Into how many lists the bank is cut; the square root of m if not given.
-        probes: How many lists a query looks into; a sixteenth of them, but at least 8, if not given.
+        probes: How many lists a query looks into; 8 if not given.
         codes: Bytes a row for ``"ivfpq"``, a divisor of dim; about dim / 8 if not given.
         metric: ``"euclidean"`` or ``"cosine"``, as in ``nearest``.
         training_rows: The centres are made from all rows of a bank of up to this size, so that the
@@ -143,7 +144,7 @@ class ApproximateIndex:
             self._siblings = int(torch.unique(self._ids, return_counts=True)[1].max())
         size = max(1, round(math.sqrt(len(bank)))) if lists is None else lists
         self.lists = check_count(caller, "lists", size, least=1)
-        wanted = min(self.lists, max(8, self.lists // 16)) if probes is None else probes
+        wanted = min(self.lists, _PROBES) if probes is None else probes
         self.probes = check_count(caller, "probes", wanted, least=1)
         if self.lists > min(len(bank), self.training_rows):
             raise OptionError(
