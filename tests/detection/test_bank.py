@@ -256,6 +256,15 @@ def test_an_age_moves_with_its_row() -> None:
     assert ages == {0: 0, 1: 1, 2: 1}
 
 
+def test_a_row_is_found_by_its_id_and_another_is_not() -> None:
+    bank = ReferenceBank(3)
+    assert bank.find(torch.tensor([1])).tolist() == [-1]
+    bank.add(rows_of([0, 1, 2, 3]), torch.tensor([7, 8, 9, 10]))  # 7 has left again
+    places = bank.find(torch.tensor([10, 7, 8]))
+    assert places[1] == -1
+    assert bank.rows[places[[0, 2]], 0].tolist() == [3.0, 1.0]
+
+
 def test_a_cleared_bank_begins_anew_under_the_same_limit() -> None:
     bank = ReferenceBank(3)
     bank.fill(rows_of(list(range(5))), None)

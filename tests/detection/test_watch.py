@@ -175,13 +175,15 @@ def test_collapse_is_warned_of_once() -> None:
     with pytest.warns(RaremixWarning, match="have collapsed") as caught:
         found = [detector.observe(rows) for rows in alike]
     assert len(caught) == 1
+    assert caught[0].filename == __file__
     assert not found[-1].is_rare.any()
 
 
 def test_a_fit_on_few_directions_is_warned_of_and_still_flagged() -> None:
     rows = torch.cat([normal(1000, 5), torch.zeros(1000, 123)], dim=1)
-    with pytest.warns(RaremixWarning, match=r"span only \d\.\d of 128 directions"):
+    with pytest.warns(RaremixWarning, match=r"span only \d\.\d of 128 directions") as caught:
         found = OODDetector(KNNDistance(k=5)).fit(rows)
+    assert caught[0].filename == __file__
     assert found.is_rare.any()
 
 

@@ -221,7 +221,8 @@ class OODDetector:
             else self.threshold.value
         )
         # Score before update: against itself, every distance is zero.
-        self._learn(rows, own_ids, valid, replayed, scores, _judge(judged, value))
+        if self._learn(rows, own_ids, valid, replayed, scores, _judge(judged, value)):
+            self._look()
         return self._said(blended, value)
 
     def health(self) -> dict[str, float]:
@@ -282,17 +283,20 @@ class OODDetector:
         replayed: Tensor,
         raw: Tensor,
         judged: Detection,
-    ) -> None:
-        """Learn what all ranks have seen; ``replayed`` and ``judged`` are of all ranks already."""
+    ) -> bool:
+        """Learn what all ranks have seen; ``replayed`` and ``judged`` are of all ranks already.
+
+        Returns whether the scorer learned anything.
+        """
         rows, valid = distributed.gather_rows(rows), distributed.gather_rows(valid)
         if ids is not None:
             ids, raw = distributed.gather_rows(ids), distributed.gather_rows(raw)
 
         # The scorer first: should it refuse the rows, nothing else has moved either.
         learned = valid if ids is not None else valid & ~replayed
-        if bool(learned.any()):
+        has_learned = bool(learned.any())
+        if has_learned:
             self.scorer.update(*select(rows, ids, learned))
-            self._look()
         if len(judged.scores):
             self.threshold.update(judged.scores, judged.is_rare)
         if ids is not None:
@@ -301,6 +305,7 @@ class OODDetector:
             again = torch.isfinite(earlier) & torch.isfinite(raw) & ~replayed
             if isinstance(self.threshold, StreamThreshold) and bool(again.any()):
                 self.threshold.update_revisits(earlier[again], raw[again])
+        return has_learned
 
     def _score(self, rows: Tensor, ids: Tensor | None, valid: Tensor) -> Tensor:
         if not bool(valid.any()):

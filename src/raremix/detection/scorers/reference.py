@@ -96,7 +96,9 @@ class NeighborReference:
         found = index.leave_one_out(count_of(self.k, len(rows)))
         self.bank.fill(rows, ids)
         # The bank has copied the rows; what was prepared of them stays good.
-        index.replace(self.bank.rows, torch.empty(0, dtype=torch.int64, device="cpu"), self.bank.ids)
+        index.replace(
+            self.bank.rows, torch.empty(0, dtype=torch.int64, device="cpu"), self.bank.ids
+        )
         self._index, self._version = index, self.bank.version
         return found
 
