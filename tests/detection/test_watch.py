@@ -3,16 +3,27 @@
 import math
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from raremix.detection import FlagRate, KNNDistance, MeanDistance, OODDetector, ReferenceBank
+from raremix.detection import (
+    ClusterMass,
+    FlagRate,
+    KNNDistance,
+    MeanDistance,
+    NoiseGate,
+    OODDetector,
+    ReferenceBank,
+    TwoScaleDistance,
+)
 from raremix.detection.health import bank_health, effective_rank, relative_spread
 from raremix.detection.watch import ReferenceWatch
 from raremix.errors import RaremixWarning
+from raremix.protocols import Scorer
 
 DIM = 32
 
@@ -213,6 +224,31 @@ def test_alarms_go_on_where_they_were_stopped(stop: int) -> None:
                 detector.observe(*encoder.batch(step))
     assert straight.health() == stopped.health()
     assert straight.health()["restarts"] == 1.0
+
+
+SCORERS: dict[str, Callable[[], Scorer]] = {
+    "knn": lambda: KNNDistance(k=30),
+    "two scales": lambda: TwoScaleDistance(k=30),
+    "noise gate": lambda: NoiseGate(KNNDistance(k=30)),
+    "cluster mass": lambda: ClusterMass(clusters=30),
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_after_a_restart_every_scorer_waits_for_enough_new_rows(name: str) -> None:
+    detector, fresh = (OODDetector(SCORERS[name](), FlagRate(0.2)) for _ in range(2))
+    detector.fit(normal(300), range(300))
+    other = normal(300) @ normal(DIM, seed=7)
+    batches = [(other[start : start + 20], range(start, start + 20)) for start in range(0, 280, 20)]
+    with pytest.warns(RaremixWarning, match="begin anew"):
+        found = [detector.observe(*batch) for batch in batches]
+    restarted = max(at for at, each in enumerate(found) if each.scores.isnan().all())
+    first = restarted - 1  # 20 rows and 40 rows: one batch is not enough, and two are
+    assert found[first].scores.isnan().all()
+    assert not found[first - 1].scores.isnan().any()
+    for batch, each in zip(batches[first:], found[first:], strict=True):
+        expected = fresh.observe(*batch).scores
+        torch.testing.assert_close(each.scores, expected, equal_nan=True)
 
 
 # --- the size of k ---

@@ -153,6 +153,7 @@ class ClusterMass:
         self._added += added
         if not self._centres or self._added >= _STALE_SHARE * len(self.bank):
             if len(self.bank) < self.clusters:
+                self._centres = []  # they were those of rows that have been forgotten
                 return
             directed = self._directed(self.bank.rows)
             self._centres = [
