@@ -17,14 +17,14 @@ _FOLDER = Path("src", "raremix", "neighbors")
 
 
 class KernelBuildHook(BuildHookInterface):
-    """Adds ``_int16.so`` to the wheel, or to the checkout of an editable install."""
+    """Adds ``int16.kernel`` to the wheel, or to the checkout of an editable install."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and mark the wheel as bound to this platform."""
         source = Path(self.root) / _FOLDER / "int16.c"
-        target = source.with_name("_int16.so")
+        target = source.with_name("int16.kernel")
         if self.target_name != "wheel":
             return
         target.unlink(missing_ok=True)  # one of another machine must not slip into the wheel

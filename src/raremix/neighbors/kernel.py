@@ -28,8 +28,8 @@ _QUERIES_PER_THREAD = 48
 
 
 def kernel_path() -> Path:
-    """Where the installation puts the compiled kernel."""
-    return Path(__file__).with_name("_int16.so")
+    """Where the installation puts the compiled kernel; no suffix of a Python module, as it is none."""
+    return Path(__file__).with_name("int16.kernel")
 
 
 class _Packed(ctypes.Structure):
