@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raremix.detection.detector import Detection as Detection
     from raremix.detection.detector import OODDetector as OODDetector
     from raremix.detection.scorers.cluster_mass import ClusterMass as ClusterMass
+    from raremix.detection.scorers.fused import FusedDistance as FusedDistance
     from raremix.detection.scorers.knn import KNNDistance as KNNDistance
     from raremix.detection.scorers.mahalanobis import Mahalanobis as Mahalanobis
     from raremix.detection.scorers.mean import MeanDistance as MeanDistance
@@ -59,6 +60,7 @@ _HOMES = {
     "FlagRate": "raremix.detection.thresholds",
     "ImageArrays": "raremix.data.images",
     "ImageFiles": "raremix.data.images",
+    "FusedDistance": "raremix.detection.scorers.fused",
     "KNNDistance": "raremix.detection.scorers.knn",
     "Mahalanobis": "raremix.detection.scorers.mahalanobis",
     "MeanDistance": "raremix.detection.scorers.mean",

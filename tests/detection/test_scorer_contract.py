@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raremix.detection import (
     ClusterMass,
+    FusedDistance,
     KNNDistance,
     Mahalanobis,
     MeanDistance,
@@ -24,6 +25,8 @@ from raremix.protocols import Scorer
 Maker = Callable[[], Scorer]
 
 SCORERS: dict[str, Maker] = {
+    "fused": lambda: FusedDistance(),
+    "fused, small bank": lambda: FusedDistance(capacity=64, engine="torch"),
     "knn": lambda: KNNDistance(k=3),
     "knn, nearest": lambda: KNNDistance(k=1, engine="torch"),
     "knn, share": lambda: KNNDistance(k=0.1),
@@ -45,6 +48,8 @@ SCORERS: dict[str, Maker] = {
 STEPS = {"cluster mass", "cluster mass, lengths"}
 # Others of the same class, whose state must be refused.
 OTHERS: dict[str, tuple[Maker, str]] = {
+    "fused": (lambda: FusedDistance(capacity=64), "capacity was 64, is 65536"),
+    "fused, small bank": (lambda: FusedDistance(), "capacity was 65536, is 64"),
     "knn": (lambda: KNNDistance(k=4), "k was 4, is 3"),
     "knn, nearest": (lambda: KNNDistance(k=1, capacity=9), "capacity was 9, is 65536"),
     "knn, share": (lambda: KNNDistance(k=0.2), "k was 0.2, is 0.1"),

@@ -4,6 +4,7 @@ from raremix.detection.bank import ReferenceBank
 from raremix.detection.detector import Detection, OODDetector
 from raremix.detection.scorers import (
     ClusterMass,
+    FusedDistance,
     KNNDistance,
     Mahalanobis,
     MeanDistance,
@@ -24,6 +25,7 @@ __all__ = [
     "Detection",
     "FixedThreshold",
     "FlagRate",
+    "FusedDistance",
     "KNNDistance",
     "Mahalanobis",
     "MeanDistance",

@@ -112,6 +112,19 @@ class ReferenceBank:
         self._stamps = torch.zeros(self._count, dtype=torch.int64, device="cpu")
         self._changes.note(None, size=self._limit)
 
+    @torch.inference_mode(False)
+    def mirror(self, other: "ReferenceBank", rows: Tensor) -> None:
+        """Hold (n, any dim) rows in the places in which ``other`` holds its n rows.
+
+        What is added to both from then on, under the same ids, goes to the same places.
+        """
+        self.fill(rows, other.ids)
+        self.capacity, self._limit = other.capacity, other._limit
+        self._next, self._clock = other._next, other._clock
+        self._stamps = other._stamps[: len(other)].clone()
+        if other._rows_of is not None:
+            self._rows_of = OrderedDict((own, [*held]) for own, held in other._rows_of.items())
+
     def clear(self) -> None:
         """Forget every row, but not how many may be held."""
         self._rows, self._ids, self._rows_of = None, None, None
@@ -225,7 +238,7 @@ class ReferenceBank:
 
     def state_dict(self) -> State:
         """Rows, ids and ages, oldest first."""
-        order = self._age_order()
+        order = self.places_by_age()
         rows = None if self._rows is None else self.rows[order.to(self._rows.device)]
         ids = None if self._ids is None else self._ids[order]
         content: State = {
@@ -260,7 +273,8 @@ class ReferenceBank:
         self._stamps = -content["ages"].cpu()
         self._changes.note(None, size=self._limit)
 
-    def _age_order(self) -> Tensor:
+    def places_by_age(self) -> Tensor:
+        """(n,) int64 on the CPU: the rows, longest not refreshed first, as a saved bank has them."""
         if self._rows_of is not None:
             rows = [row for own in self._rows_of.values() for row in own]
             return torch.tensor(rows, dtype=torch.int64, device="cpu")

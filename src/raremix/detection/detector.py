@@ -21,7 +21,7 @@ from raremix.detection.bank import ReferenceBank
 from raremix.detection.batch import as_mask, enter, select, spread
 from raremix.detection.health import bank_health
 from raremix.detection.history import ScoreHistory
-from raremix.detection.scorers import KNNDistance
+from raremix.detection.scorers import FusedDistance
 from raremix.detection.thresholds import FlagRate
 from raremix.detection.watch import ReferenceWatch
 from raremix.errors import (
@@ -66,7 +66,7 @@ class OODDetector:
     Rows that hold NaN or infinity get the score NaN, are never rare, never reach the reference or
     the threshold, and are reported by a ``RaremixWarning``.
 
-    Where the scorer keeps a bank, as ``KNNDistance`` does, it is watched. While the embeddings are
+    Where the scorer keeps a bank, as most do, it is watched. While the embeddings are
     collapsed, spanning hardly any directions or far fewer than before, nothing is called rare. When
     samples seen again are no nearer to their own earlier embedding than to others, the encoder is
     another one: bank, threshold and histories begin anew. Each is reported by a ``RaremixWarning``,
@@ -76,7 +76,7 @@ class OODDetector:
     so that every rank holds the same reference and the same threshold.
 
     Args:
-        scorer: Says how rare; ``KNNDistance()`` if not given.
+        scorer: Says how rare; ``FusedDistance()`` if not given.
         threshold: Says from where on it counts as rare; ``FlagRate(0.05)`` if not given.
         smoothing: Weight in [0, 1) of a sample's earlier scores in what ``observe`` says of it,
             where ids are given; 0 judges every visit alone. In training, a visit shows one random
@@ -84,7 +84,7 @@ class OODDetector:
 
     Example:
         >>> embeddings = torch.cat([torch.zeros(30, 2), torch.ones(1, 2)])
-        >>> detector = OODDetector(KNNDistance(k=3), FlagRate(0.05))
+        >>> detector = OODDetector(raremix.KNNDistance(k=3), FlagRate(0.05))
         >>> detector.fit(embeddings).is_rare.nonzero().squeeze(1)
         tensor([30])
     """
@@ -96,7 +96,7 @@ class OODDetector:
         *,
         smoothing: float = 0.9,
     ) -> None:
-        self.scorer: Scorer = KNNDistance() if scorer is None else scorer
+        self.scorer: Scorer = FusedDistance() if scorer is None else scorer
         self.threshold: Threshold = FlagRate() if threshold is None else threshold
         for part, seam, made in (
             (self.scorer, Scorer, "a scorer such as KNNDistance(k=10)"),

@@ -133,6 +133,21 @@ class NeighborIndex:
         return self._bank.shape[1]
 
     @property
+    def rows(self) -> Tensor:
+        """The (m, dim) rows that are searched; unit length if the metric is cosine."""
+        return self._bank
+
+    @property
+    def ids(self) -> Tensor | None:
+        """(m,) int64 on the device of the rows, or None."""
+        return self._ids
+
+    @property
+    def siblings(self) -> int:
+        """The most rows that share an id; 0 without ids."""
+        return self._siblings
+
+    @property
     def device(self) -> torch.device:
         """Where the rows are."""
         return self._bank.device

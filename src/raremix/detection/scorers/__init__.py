@@ -4,6 +4,7 @@ A scorer knows embeddings and ids. It judges nothing: where rarity begins is the
 """
 
 from raremix.detection.scorers.cluster_mass import ClusterMass
+from raremix.detection.scorers.fused import FusedDistance
 from raremix.detection.scorers.knn import KNNDistance
 from raremix.detection.scorers.mahalanobis import Mahalanobis
 from raremix.detection.scorers.mean import MeanDistance
@@ -13,6 +14,7 @@ from raremix.detection.scorers.two_scale import TwoScaleDistance
 __all__ = [
     "BankScorer",
     "ClusterMass",
+    "FusedDistance",
     "KNNDistance",
     "Mahalanobis",
     "MeanDistance",

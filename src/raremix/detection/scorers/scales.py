@@ -1,0 +1,162 @@
+"""Distances at many scales, from a search near by in all rows and one far out in a thinned set.
+
+It knows rows in one space and their ids; whose rows they are, and in which space, is the caller's.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from raremix.errors import NotEnoughReferenceError
+from raremix.neighbors import EngineName, NeighborIndex, Neighbors
+
+__all__ = ["Scales"]
+
+_FROM, _TO, _COUNT = 0.1, 4.0, 8
+"""Neighbourhood sizes, evenly spaced in the logarithm, in units of the square root of the rows."""
+
+_FAR, _FAR_WEIGHT = 10.0, 0.25
+"""The size in the same units, and the weight, of the scale that the others are compared with."""
+
+_NEAR = 0.85
+"""Up to this size all rows are searched; beyond, a thinned set tells as much at a fraction of it."""
+
+_SMOOTHED_OVER = 10
+"""Neighbours whose scores are taken in."""
+
+_COPIES = 32
+"""Neighbours that may be copies of the row itself and are passed over."""
+
+_COPY_SHARE = 0.05
+"""Nearer than this share of the median nearest distance, a neighbour is a copy."""
+
+_LEAST_SHARE = 1e-3
+"""Distances count as at least this share of it, since a logarithm of zero would outrank all."""
+
+
+def _thinning(rows: int) -> int:
+    """Every so-maniest row is in the thinned set: there, the far scale is some 320 neighbours."""
+    return max(1, round(math.sqrt(rows) / 32))
+
+
+def thinned(rows: Tensor) -> Tensor:
+    """Places (m,) int64 of the thinned set of (n, dim) rows, spread evenly over their first column.
+
+    Chosen by value, so that the order of rows does not matter.
+    """
+    chosen: Tensor = rows[:, 0].argsort(stable=True)[:: _thinning(len(rows))]
+    return chosen
+
+
+class Scales:
+    """Measures queries at all scales against (n, dim) rows, n at least 4.
+
+    Args:
+        rows: (n, dim) float32 in the space where distances mean something.
+        ids: (n,) int64, or None.
+        engine: Who searches.
+        max_memory: Bytes of working memory a search aims for.
+
+    Attributes:
+        index: All rows; it may follow them as they change.
+        far: The thinned set as it was, or None where it would be all rows.
+        typical: The median distance to the nearest neighbour, which sets what counts as a copy.
+    """
+
+    def __init__(
+        self, rows: Tensor, ids: Tensor | None, *, engine: EngineName, max_memory: int
+    ) -> None:
+        self.index = NeighborIndex(rows, ids, engine=engine, max_memory=max_memory)
+        self.far: NeighborIndex | None = None
+        self.typical = 1.0
+        chosen = thinned(rows)
+        if len(chosen) < len(rows):
+            # Without ids a row's place serves, to tell it from itself in measure_itself.
+            known = torch.arange(len(rows), device="cpu") if ids is None else ids
+            self.far = NeighborIndex(
+                rows[chosen], known[chosen.cpu()], engine=engine, max_memory=max_memory
+            )
+
+    @staticmethod
+    def sizes(rows: int) -> tuple[list[int], int]:
+        """Neighbourhood sizes for that many rows, ascending, and the far one."""
+        root, most = math.sqrt(rows), rows - 1
+        low, high = math.log(max(2.0, _FROM * root)), math.log(max(3.0, _TO * root))
+        steps = [low + (high - low) * step / (_COUNT - 1) for step in range(_COUNT)]
+        sizes = {min(round(math.exp(step)), most) for step in steps}
+        return sorted(sizes), min(round(_FAR * root), most)
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Sizes to look for among all rows, and those in the thinned set; the far one is last."""
+        sizes, far = self.sizes(len(self.index))
+        if self.far is None:
+            return [*sizes, far], []
+        near = [size for size in sizes if size <= _NEAR * math.sqrt(len(self.index))]
+        share = len(self.far) / len(self.index)
+        beyond = [max(1, round(size * share)) for size in (*sizes[len(near) :], far)]
+        return near, beyond
+
+    def measure(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Raw scores (n,) float64, and (n, up to 10) int64 places of near neighbours.
+
+        Args:
+            rows: (n, dim) in the space of the rows.
+            ids: (n,) own ids, whose rows are left out; None to compare with all.
+        """
+        near, beyond = self._split()
+        count = max(*near, _SMOOTHED_OVER) + _COPIES
+        found = self.index.search(rows, _at_most(self.index, count, ids), query_ids=ids)
+        outer = None
+        if self.far is not None:
+            count = _at_most(self.far, beyond[-1] + _COPIES, ids)
+            outer = self.far.search(rows, count, query_ids=ids)
+        return self._summed(found, outer)
+
+    def measure_itself(self) -> tuple[Tensor, Tensor]:
+        """``measure`` for all rows against one another; sets ``typical`` by what it finds."""
+        near, beyond = self._split()
+        rows, ids = self.index.rows, self.index.ids
+        count = max(*near, _SMOOTHED_OVER) + _COPIES
+        own = torch.arange(len(rows), device=rows.device) if ids is None else ids
+        found = self.index.leave_one_out(_at_most(self.index, count, own))
+        medians = found.distances[:, [0, -1]].median(dim=0).values.tolist()
+        # Where most rows have a twin, the farthest of their few neighbours.
+        self.typical = next((median for median in medians if median > 0), 1.0)
+        outer = None
+        if self.far is not None:
+            count = _at_most(self.far, beyond[-1] + _COPIES, own)
+            outer = self.far.search(rows, count, query_ids=own)
+        return self._summed(found, outer)
+
+    def _summed(self, found: Neighbors, outer: Neighbors | None) -> tuple[Tensor, Tensor]:
+        near, beyond = self._split()
+        logs = self._logs(found, near)
+        if outer is not None:
+            logs = torch.cat([logs, self._logs(outer, beyond)], dim=1)
+        raw = logs[:, :-1].mean(dim=1) - _FAR_WEIGHT * logs[:, -1]
+        columns = torch.arange(_SMOOTHED_OVER, device=raw.device)
+        return raw, found.indices.gather(1, self._places(found, columns))
+
+    def _places(self, found: Neighbors, columns: Tensor) -> Tensor:
+        """(n, len(columns)): the columns that are meant, behind the copies of each row."""
+        copies = (found.distances < _COPY_SHARE * self.typical).sum(dim=1, keepdim=True)
+        return (copies + columns).clamp(max=found.distances.shape[1] - 1)
+
+    def _logs(self, found: Neighbors, sizes: list[int]) -> Tensor:
+        columns = torch.tensor(sizes, dtype=torch.int64, device=found.distances.device) - 1
+        distances = found.distances.gather(1, self._places(found, columns)).double()
+        return distances.clamp_min(_LEAST_SHARE * self.typical).log()
+
+
+def _at_most(index: NeighborIndex, count: int, ids: Tensor | None) -> int:
+    """How many neighbours can be asked for, when a row's own and its siblings' are left out."""
+    most = len(index)
+    if ids is not None:
+        most -= max(index.siblings, 1)
+    if most < 1:
+        raise NotEnoughReferenceError(
+            "FusedDistance compares a row with rows of other ids, and the reference has only rows "
+            "of one; call fit or update with more."
+        )
+    return min(count, most)
