@@ -40,9 +40,11 @@ class FusedDistance:
 
     1. s = the mean of log r_k over eight k from 0.1 sqrt(N) to 4 sqrt(N), less a quarter of log r_k at
        k = 10 sqrt(N). Groups of very different sizes are seen, and what is far from everything at
-       the largest scale too counts a little less.
-    2. Four times, s becomes the mean of itself and the mean s of the 10 nearest rows, since the
-       members of a group are rare together and an odd one among the common is not.
+       the largest scale too counts a little less. No r_k counts as less than three quarters of the
+       median nearest distance: how tight a group is says nothing of its size.
+    2. Four times, s becomes the mean of itself and the s of the 10 nearest rows, weighted by their
+       distance to the power -4, since the members of a group are rare together and an odd one among
+       the common is not.
     3. The score is exp(s).
 
     Nothing of it needs tuning: sizes follow the reference, the three geometries stand in for a
@@ -194,7 +196,7 @@ class FusedDistance:
         raw, near = scales.measure_itself()
         steps = [raw]
         for _ in range(_STEPS):
-            steps.append((steps[-1] + steps[-1][near].mean(dim=1)) / 2)
+            steps.append((steps[-1] + near.mean(steps[-1])) / 2)
         beside = torch.cat([shown, torch.stack(steps[:-1], dim=1).float()], dim=1)
         scores = torch.empty_like(raw)
         scores[here] = steps[-1]
@@ -226,7 +228,7 @@ class FusedDistance:
         known = self._beside.rows[:, -_STEPS:].to(shown.device).double()
         steps = [raw]
         for step in range(_STEPS):
-            steps.append((steps[-1] + known[near, step].mean(dim=1)) / 2)
+            steps.append((steps[-1] + near.mean(known[:, step])) / 2)
         return torch.stack(steps, dim=1)
 
     def state_dict(self) -> State:

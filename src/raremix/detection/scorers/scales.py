@@ -4,6 +4,7 @@ It knows rows in one space and their ids; whose rows they are, and in which spac
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,8 +32,12 @@ _COPIES = 32
 _COPY_SHARE = 0.05
 """Nearer than this share of the median nearest distance, a neighbour is a copy."""
 
-_LEAST_SHARE = 1e-3
-"""Distances count as at least this share of it, since a logarithm of zero would outrank all."""
+_LEAST_SHARE = 0.75
+"""Distances count as at least this share of it: how tight a small group is says nothing of its size."""
+
+_FADING = 4
+"""Power with which a neighbour's say fades with its distance, so that strangers of a small group,
+all that its few members have for further neighbours, have none."""
 
 
 def _thinning(rows: int) -> int:
@@ -47,6 +52,23 @@ def thinned(rows: Tensor) -> Tensor:
     """
     chosen: Tensor = rows[:, 0].argsort(stable=True)[:: _thinning(len(rows))]
     return chosen
+
+
+@dataclass(frozen=True)
+class NearRows:
+    """The near neighbours of each query.
+
+    Attributes:
+        places: (n, up to 10) int64, rows of the index.
+        say: (n, up to 10) float64, how much each counts; a row sums to 1.
+    """
+
+    places: Tensor
+    say: Tensor
+
+    def mean(self, scores: Tensor) -> Tensor:
+        """(n,) float64: the mean of the neighbours' (m,) scores, by their say."""
+        return (scores[self.places] * self.say).sum(dim=1)
 
 
 class Scales:
@@ -97,8 +119,8 @@ class Scales:
         beyond = [max(1, round(size * share)) for size in (*sizes[len(near) :], far)]
         return near, beyond
 
-    def measure(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Raw scores (n,) float64, and (n, up to 10) int64 places of near neighbours.
+    def measure(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, "NearRows"]:
+        """Raw scores (n,) float64, and the near neighbours that have a say in them.
 
         Args:
             rows: (n, dim) in the space of the rows.
@@ -113,7 +135,7 @@ class Scales:
             outer = self.far.search(rows, count, query_ids=ids)
         return self._summed(found, outer)
 
-    def measure_itself(self) -> tuple[Tensor, Tensor]:
+    def measure_itself(self) -> tuple[Tensor, "NearRows"]:
         """``measure`` for all rows against one another; sets ``typical`` by what it finds."""
         near, beyond = self._split()
         rows, ids = self.index.rows, self.index.ids
@@ -129,14 +151,17 @@ class Scales:
             outer = self.far.search(rows, count, query_ids=own)
         return self._summed(found, outer)
 
-    def _summed(self, found: Neighbors, outer: Neighbors | None) -> tuple[Tensor, Tensor]:
-        near, beyond = self._split()
-        logs = self._logs(found, near)
+    def _summed(self, found: Neighbors, outer: Neighbors | None) -> tuple[Tensor, "NearRows"]:
+        sizes, beyond = self._split()
+        logs = self._logs(found, sizes)
         if outer is not None:
             logs = torch.cat([logs, self._logs(outer, beyond)], dim=1)
         raw = logs[:, :-1].mean(dim=1) - _FAR_WEIGHT * logs[:, -1]
-        columns = torch.arange(_SMOOTHED_OVER, device=raw.device)
-        return raw, found.indices.gather(1, self._places(found, columns))
+        columns = self._places(found, torch.arange(_SMOOTHED_OVER, device=raw.device))
+        distances = self._at_least(found.distances.gather(1, columns).double())
+        say = (distances[:, :1] / distances) ** _FADING
+        near = found.indices.gather(1, columns)
+        return raw, NearRows(near, say / say.sum(dim=1, keepdim=True))
 
     def _places(self, found: Neighbors, columns: Tensor) -> Tensor:
         """(n, len(columns)): the columns that are meant, behind the copies of each row."""
@@ -145,8 +170,12 @@ class Scales:
 
     def _logs(self, found: Neighbors, sizes: list[int]) -> Tensor:
         columns = torch.tensor(sizes, dtype=torch.int64, device=found.distances.device) - 1
-        distances = found.distances.gather(1, self._places(found, columns)).double()
-        return distances.clamp_min(_LEAST_SHARE * self.typical).log()
+        return self._at_least(
+            found.distances.gather(1, self._places(found, columns)).double()
+        ).log()
+
+    def _at_least(self, distances: Tensor) -> Tensor:
+        return distances.clamp_min(_LEAST_SHARE * self.typical)
 
 
 def _at_most(index: NeighborIndex, count: int, ids: Tensor | None) -> int:
