@@ -4,10 +4,12 @@ It reads and converts; it compares nothing.
 """
 
 import mmap
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from raremix.errors import EmbeddingShapeError
@@ -60,13 +62,25 @@ def row_blocks(
     mapping = _mapping(source) if isinstance(source, np.ndarray) else None
     for start in range(0, max(len(source), 1), step):
         piece = source[start : start + step]
-        if isinstance(piece, np.ndarray):
-            # A copy: what is yielded must outlive the pages of the file, and a read-only array
-            # would be copied a second time.
-            piece = np.array(piece, subok=False)
-        yield as_embeddings(piece, caller=caller, dim=dim)
+        if isinstance(piece, np.ndarray) and mapping is not None and _can_alias(piece):
+            yield as_embeddings(_alias(piece), caller=caller, dim=dim)
+        else:
+            yield as_embeddings(piece, caller=caller, dim=dim)
         if mapping is not None:
+            # A block that is still in use would be read from the file once more.
             mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _can_alias(array: "np.ndarray[Any, np.dtype[Any]]") -> bool:
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def _alias(array: "np.ndarray[Any, np.dtype[Any]]") -> Tensor:
+    """A tensor over the pages of a file, which nobody writes to."""
+    with warnings.catch_warnings():
+        # torch knows no read-only tensors and says so once.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array))
 
 
 def _mapping(array: "np.ndarray[Any, np.dtype[Any]]") -> mmap.mmap | None:

@@ -123,7 +123,7 @@ def _over_blocks(
 ) -> Neighbors:
     best: tuple[Tensor, Tensor] | None = None
     done = 0
-    # A quarter for the rows themselves, and about half as much for the prepared ones.
+    # The rows, and the prepared ones, half as large again; the rest is for candidates.
     for block in row_blocks(bank, max_memory // 4, caller="nearest", dim=queries.shape[1]):
         part = None
         if bank_ids is not None:
