@@ -1,5 +1,10 @@
 """Tests of the compiled kernel: its keys are lower bounds, and its lists hold the least of them."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,3 +151,24 @@ def test_without_the_kernel_its_engine_is_refused_with_the_reason(
         nearest(bank, bank, 3, engine="int16")
     expected = (bank[:, None] - bank).norm(dim=2).sort(dim=1).values[:, :3]
     torch.testing.assert_close(nearest(bank, bank, 3, engine="torch").distances, expected)
+
+
+FORKING = """
+    import os, torch
+    from raremix.neighbors import NeighborIndex
+    torch.set_num_threads(4)
+    index = NeighborIndex(torch.randn(3000, 32, generator=torch.Generator().manual_seed(0)), engine="int16")
+    before = index.leave_one_out(5).distances
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # as a loader's worker does; torch's own threads are gone
+        os._exit(0 if torch.equal(index.leave_one_out(5).distances, before) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_the_kernel_searches_on_in_a_forked_process() -> None:
+    # FAISS hangs there, with one thread too.
+    command = [sys.executable, "-c", textwrap.dedent(FORKING)]
+    subprocess.run(command, check=True, timeout=120)

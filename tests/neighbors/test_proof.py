@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raremix.neighbors import TorchEngine, nearest
+from raremix.neighbors import TorchEngine, nearest, prepared
+from raremix.neighbors.prepared import ReducedBank
 from raremix.neighbors.proof import Search
 
 
@@ -118,6 +119,33 @@ def test_an_engine_that_proposes_the_farthest_rows_is_corrected() -> None:
     queries, bank = normal(6, 5, 1), normal(90, 5)
     found = nearest(queries, bank, 3, engine=Backwards())
     torch.testing.assert_close(found.distances.double(), oracle(queries, bank, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_a_reduced_bank_proposes_with_a_floor_that_holds(
+    dtype: torch.dtype, is_wide: bool, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_wide:  # what CUDA offers, acted out
+        product = torch.mm
+
+        def widening(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
+            return product(left.to(out_dtype), right.to(out_dtype))
+
+        monkeypatch.setattr(prepared, "_multiplies_to_float32", lambda *_: True)
+        monkeypatch.setattr(torch, "mm", widening)
+    bank = normal(3000, 48) * torch.exp(spread * normal(3000, 1, 1)) + 5.0
+    queries = bank[:70] + 0.1 * normal(70, 48, 2)
+    count = 40
+    proposal = ReducedBank(bank, dtype, 2**20).propose(queries, count)
+    squared = torch.cdist(queries.double(), bank.double()).square()
+    measured = squared.gather(1, proposal.rows)
+    worst = measured.sort(dim=1).values[:, 9]
+    floor = proposal.floor(measured, worst)
+    left_out = squared.scatter(1, proposal.rows, torch.inf).amin(dim=1)
+    assert (torch.minimum(left_out, worst) >= torch.minimum(floor, worst) * (1 - 1e-9)).all()
+    assert (floor >= worst).float().mean() > 0.5  # and it is of use
 
 
 def test_the_torch_engine_answers_in_ascending_order() -> None:

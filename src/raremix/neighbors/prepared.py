@@ -169,7 +169,9 @@ class ReducedBank:
         # |q.b - q'.b'| <= |q - q'| |b'| + |q| |b - b'| for unit rows, and the format of the result.
         error = (missed + self._missed) * 1.01 + (dim + 16) * _SUM_ERROR
         if not wide:
-            error = error + torch.finfo(self._dtype).eps
+            # Rounded once on a CPU; a GPU may also sum a few parts in the short format.
+            roundings = 1 if queries.device.type == "cpu" else 8
+            error = error + roundings * torch.finfo(self._dtype).eps
         query_tile = min(len(queries), 1024)
         bank_tile = min(bank_rows, max(self._max_memory // (8 * query_tile), count, 1024))
         keys = queries.new_empty((len(queries), count), dtype=torch.float32)
