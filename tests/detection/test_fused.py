@@ -55,8 +55,9 @@ def oracle(rows: Tensor) -> Tensor:
     score = score - 0.25 * distances[:, far - 1].log()
     say = (distances[:, :1] / distances[:, :10]) ** 4
     say = say / say.sum(dim=1, keepdim=True)
+    share = 0.5 * (1.5 * typical / distances[:, 0]).clamp(max=1.0) ** 4
     for _ in range(4):
-        score = (score + (say * score[places[:, :10]]).sum(dim=1)) / 2
+        score = (1 - share) * score + share * (say * score[places[:, :10]]).sum(dim=1)
     return score.exp()
 
 
@@ -89,6 +90,15 @@ def test_a_small_group_is_found_however_tight_it_is() -> None:
         rows = normal(1000, 32)
         rows[:5] = 3.0 + spread * normal(5, 32, 1)
         assert set(FusedDistance().fit(rows).topk(5).indices.tolist()) == set(range(5))
+
+
+def test_a_single_row_far_from_all_others_is_the_rarest() -> None:
+    rows, _ = long_tailed((500, 300, 100))
+    rows[17] = 40.0
+    scorer = FusedDistance()
+    assert int(scorer.fit(rows).argmax()) == 17
+    new = scorer.score(torch.full((1, rows.shape[1]), -40.0))
+    assert new > scorer.score(rows).median() * 2
 
 
 def test_a_rare_image_that_is_there_twenty_times_is_still_rare() -> None:

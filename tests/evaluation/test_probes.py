@@ -153,7 +153,7 @@ def test_labels_that_do_not_fit_are_named(probe: Any, split: Split) -> None:
 def test_options_out_of_range_are_named(split: Split) -> None:
     with pytest.raises(OptionError, match="temperature above 0, got 0"):
         knn_probe(*split, temperature=0)
-    with pytest.raises(OptionError, match="k of at least 1, got 0"):
+    with pytest.raises(OptionError, match="k as a whole number of at least 1, got 0"):
         knn_probe(*split, k=0)
     with pytest.raises(NotEnoughReferenceError, match="k=300 neighbours"):
         knn_probe(*split, k=300)

@@ -16,6 +16,10 @@ __all__ = [
 ]
 
 
+# Those of raremix.neighbors, whose import would bring torch before a word of help is printed.
+ENGINES = ("auto", "int16", "half", "torch", "faiss")
+
+
 def add_command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
@@ -50,17 +54,16 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--member", help="the array of a .npz, or tensor of a .pt, to score")
     parser.add_argument(
         "--scorer",
-        choices=("knn", "two-scale", "clusters", "mahalanobis", "mean"),
-        default="knn",
-        help="distance to the k-th nearest row, alone or beside that to the 3rd; smallness of the "
-        "row's cluster; distance to the mean of all, with or without the covariance "
-        "(default: %(default)s)",
+        choices=("fused", "knn", "two-scale", "clusters", "mahalanobis", "mean"),
+        help="distances at many scales in three geometries, which has nothing to set; distance to "
+        "the k-th nearest row, alone or beside that to the 3rd; smallness of the row's cluster; "
+        "distance to the mean of all, with or without the covariance (default: fused, or knn "
+        "where --k or --metric is given)",
     )
     parser.add_argument(
         "--clusters",
         type=count,
-        default=20,
-        help="clusters of --scorer clusters, about as many as classes (default: %(default)s)",
+        help="clusters of --scorer clusters, about as many as classes (default: 20)",
     )
     parser.add_argument(
         "--gate",
@@ -70,19 +73,18 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--k",
         type=count_or_share,
-        default=10,
-        help="which neighbour's distance is the score: a count, or a share of the rows "
-        "(default: %(default)s)",
+        help="which neighbour's distance is the score of knn and two-scale: a count, or a share of "
+        "the rows (default: 10)",
     )
     parser.add_argument(
         "--metric",
         choices=("euclidean", "cosine"),
-        default="euclidean",
-        help="cosine scales rows to unit length first (default: %(default)s)",
+        help="cosine scales rows to unit length first; not for fused, which looks at both "
+        "(default: euclidean)",
     )
     parser.add_argument(
         "--engine",
-        choices=("auto", "torch", "faiss"),
+        choices=ENGINES,
         default="auto",
         help="what searches; all find the same neighbours (default: %(default)s)",
     )

@@ -17,7 +17,7 @@ from raremix.cli.scoring import Rows, Scored
 from raremix.data.kinds import split_member
 from raremix.data.listing import read_image_list
 from raremix.errors import FileFormatError, LabelError
-from raremix.neighbors import nearest
+from raremix.neighbors import NeighborIndex, nearest
 from raremix.reports import Thumbnails, require_extra, write_report
 
 __all__ = ["Gallery", "open_gallery", "write_gallery"]
@@ -189,7 +189,7 @@ def _beside(
         count,
         query_ids=torch.from_numpy(rows.siblings[shown]),
         bank_ids=torch.from_numpy(rows.siblings[known]),
-        metric=arguments.metric,
+        metric=arguments.metric or "euclidean",  # not known where scores were read
     )
     others, distances = known[found.indices.numpy()].tolist(), found.distances.tolist()
     return {
@@ -206,15 +206,8 @@ def _duplicates(
     if len(known) - most < 1:
         return []
     ids = torch.from_numpy(rows.siblings[known])
-    found = nearest(
-        rows.embeddings[known],
-        rows.embeddings[known],
-        1,
-        query_ids=ids,
-        bank_ids=ids,
-        metric="cosine",
-        engine=arguments.engine,
-    )
+    index = NeighborIndex(rows.embeddings[known], ids, metric="cosine", engine=arguments.engine)
+    found = index.leave_one_out(1)
     distances = found.distances[:, 0].numpy()
     others = known[found.indices[:, 0].numpy()]
     pairs: dict[tuple[int, int], float] = {}

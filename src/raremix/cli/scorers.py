@@ -4,6 +4,7 @@ import argparse
 
 from raremix.detection import (
     ClusterMass,
+    FusedDistance,
     KNNDistance,
     Mahalanobis,
     MeanDistance,
@@ -17,25 +18,64 @@ from raremix.protocols import Scorer
 __all__ = ["by_neighbors", "make_scorer"]
 
 
+_TAKES = {
+    "fused": ("engine",),
+    "knn": ("k", "metric", "engine"),
+    "two-scale": ("k", "metric", "engine"),
+    "clusters": ("clusters", "metric"),
+    "mahalanobis": ("metric",),
+    "mean": ("metric",),
+}
+"""The options that each scorer knows."""
+
+_UNSET = {"k": None, "metric": None, "clusters": None, "engine": "auto"}
+
+
 def by_neighbors(arguments: argparse.Namespace) -> bool:
     """Whether ``--k`` matters to the scorer that was named."""
     return arguments.scorer in ("knn", "two-scale")
 
 
+def _settle(arguments: argparse.Namespace) -> None:
+    """Put in what was not given, and refuse what the scorer would not look at.
+
+    Raises:
+        OptionError: If an option was given that the scorer does not know.
+    """
+    given = [name for name, unset in _UNSET.items() if getattr(arguments, name) != unset]
+    if arguments.scorer is None:
+        arguments.scorer = "knn" if {"k", "metric"} & {*given} else "fused"
+    for name in given:
+        if name not in _TAKES[arguments.scorer]:
+            others = ", ".join(scorer for scorer, takes in _TAKES.items() if name in takes)
+            raise OptionError(
+                f"--{name} means nothing to --scorer {arguments.scorer}; leave it out, or name one "
+                f"of the scorers that look at it: {others}."
+            )
+    for name, default in (("k", 10), ("metric", "euclidean"), ("clusters", 20)):
+        if name not in given:
+            setattr(arguments, name, default)
+
+
 def make_scorer(arguments: argparse.Namespace) -> tuple[Scorer, str]:
     """Build the scorer named by the options, and describe it.
 
+    What was not given is put into ``arguments``.
+
     Raises:
-        OptionError: If ``--gate`` stands before a scorer that keeps no rows.
+        OptionError: If an option is given that the scorer does not know, or ``--gate`` stands
+            before a scorer that keeps no rows.
     """
+    _settle(arguments)
     metric, k = arguments.metric, arguments.k
-    if by_neighbors(arguments):
-        # Which engine "auto" takes depends on the machine, and none changes a score.
-        by = "" if arguments.engine == "auto" else f", by {arguments.engine}"
+    # Which engine "auto" takes depends on the machine, and none changes a score.
+    by = "" if arguments.engine == "auto" else f", by {arguments.engine}"
+    if arguments.scorer == "fused":
+        scorer: BankScorer = FusedDistance(engine=arguments.engine)
+        described = f"distance at many scales in three fused geometries, exact{by}"
+    elif by_neighbors(arguments):
         kind = KNNDistance if arguments.scorer == "knn" else TwoScaleDistance
-        scorer: BankScorer = kind(
-            k, metric=metric, engine=arguments.engine, capacity=1 + max(65_536, k)
-        )
+        scorer = kind(k, metric=metric, engine=arguments.engine, capacity=1 + max(65_536, k))
         if isinstance(scorer, TwoScaleDistance):
             described = f"k-NN at two scales, k={k} and {scorer.near}, {metric}, exact{by}"
         else:
@@ -46,7 +86,7 @@ def make_scorer(arguments: argparse.Namespace) -> tuple[Scorer, str]:
     elif arguments.gate:
         raise OptionError(
             f"--gate needs a scorer that keeps rows, and {arguments.scorer} keeps none; pass "
-            "--scorer knn, two-scale or clusters."
+            "--scorer fused, knn, two-scale or clusters."
         )
     elif arguments.scorer == "mahalanobis":
         return Mahalanobis(normalize=metric == "cosine"), f"Mahalanobis distance, {metric}"

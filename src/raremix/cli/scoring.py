@@ -16,7 +16,7 @@ from raremix.data.embeddings import pick_embeddings
 from raremix.data.kinds import split_member
 from raremix.data.listing import ImageList, read_image_list
 from raremix.data.vectors import read_vector
-from raremix.detection import FlagRate, OODDetector
+from raremix.detection import FlagRate, FusedDistance, OODDetector
 from raremix.errors import LabelError, NonFiniteError, NotEnoughReferenceError, OptionError
 from raremix.inputs import as_embeddings, finite_rows
 
@@ -183,6 +183,8 @@ def score_rows(rows: Rows, arguments: argparse.Namespace) -> Scored:
                 f"without NaN, and --reference {arguments.reference} has {usable:,}; pass a smaller "
                 "--k"
             )
+        if arguments.scorer == "fused" and usable:
+            _check_fused(usable, f"--reference {arguments.reference}")
         detector.fit(reference)
         found = detector.detect(rows.embeddings)
         against = f"{counted(len(reference), 'row')} of {_source(name, chosen)}"
@@ -200,6 +202,9 @@ def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
     n = int(rows.finite.sum())
     siblings = int(np.bincount(rows.siblings[rows.finite]).max())
     others = n - siblings
+    if arguments.scorer == "fused" and others >= 1:
+        _check_fused(n, rows.file)
+        return
     if not by_neighbors(arguments):
         if n > 1:
             return
@@ -216,6 +221,14 @@ def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
         f"--k {arguments.k} asks for the distance to neighbour {_wanted(arguments.k, n):,}, and a "
         f"row of {rows.file} has only {others:,} {of_others}; pass a smaller --k"
     )
+
+
+def _check_fused(rows: int, file: str | os.PathLike[str]) -> None:
+    if rows < FusedDistance.least_rows:
+        raise NotEnoughReferenceError(
+            f"{file} has {counted(rows, 'row')} without NaN, and --scorer fused compares at least "
+            f"{FusedDistance.least_rows}; pass more rows, or --k 1"
+        )
 
 
 def _wanted(k: int | float, rows: int) -> int:

@@ -23,8 +23,9 @@ NARROW, WIDE = 6, 16
 # What stays in the second and third cache of the processors of today, with room for the rest.
 _TILE_BYTES = 256 * 2**10
 _CHUNK_BYTES = 2 * 2**20
-# Fewer queries than this are not worth a thread of their own.
-_QUERIES_PER_THREAD = 48
+# Smaller tasks than these would cost more than they balance.
+_QUERIES_PER_TASK, _ROWS_PER_TASK = 120, 4096
+_TASKS_PER_THREAD = 4
 
 
 def kernel_path() -> Path:
@@ -253,12 +254,12 @@ def search(queries: Panels, bank: Panels, keep: int) -> tuple[Tensor, Tensor]:
     tile = max(_TILE_BYTES // row_bytes // NARROW, 1) * NARROW
     chunk = max(_CHUNK_BYTES // row_bytes // WIDE, 1) * WIDE
     shown, held = queries.structure(), bank.structure()
+    # Several tasks for each thread, since other processes may slow one down: by queries where they
+    # are many, and else by parts of the bank, whose lists are put together at the end.
     threads = torch.get_num_threads()
-    groups = min(threads, max(queries.count // _QUERIES_PER_THREAD, 1))
-    # Few queries and many threads: threads share the queries and each takes a part of the bank.
-    parts = _ranges(0, bank.count, threads // groups, WIDE)
-    # Twice as many groups as threads, since other processes may slow one thread down.
-    groups = groups if len(parts) > 1 else min(2 * groups, max(queries.count // 480, groups))
+    tasks = 1 if threads == 1 else _TASKS_PER_THREAD * threads
+    groups = min(tasks, max(queries.count // _QUERIES_PER_TASK, 1))
+    parts = _ranges(0, bank.count, min(tasks // groups, bank.count // _ROWS_PER_TASK), WIDE)
     found: dict[tuple[int, int], Lists] = {}
 
     def some(start: int, stop: int, first: int, last: int) -> None:

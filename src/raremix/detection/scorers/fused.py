@@ -24,7 +24,6 @@ __all__ = ["FusedDistance"]
 _STEPS = 4
 """How often a score takes in those of its neighbours."""
 
-_LEAST_ROWS = 4
 _FIRST_ROWS = 16
 """Rows of a stream before anything is scored."""
 
@@ -44,7 +43,8 @@ class FusedDistance:
        median nearest distance: how tight a group is says nothing of its size.
     2. Four times, s becomes the mean of itself and the s of the 10 nearest rows, weighted by their
        distance to the power -4, since the members of a group are rare together and an odd one among
-       the common is not.
+       the common is not. A row more than 1.5 times the median nearest distance from all others is
+       asked less of them, by the fourth power of that excess.
     3. The score is exp(s).
 
     Nothing of it needs tuning: sizes follow the reference, the three geometries stand in for a
@@ -73,6 +73,9 @@ class FusedDistance:
         >>> FusedDistance().fit(rows).topk(5).indices.sort().values
         tensor([0, 1, 2, 3, 4])
     """
+
+    least_rows = 4
+    """What ``fit`` asks for at least."""
 
     def __init__(
         self,
@@ -119,9 +122,9 @@ class FusedDistance:
             NotEnoughReferenceError: If n is less than 4, or a row has only siblings.
         """
         rows = as_embeddings(embeddings, caller="FusedDistance.fit")
-        if len(rows) < _LEAST_ROWS:
+        if len(rows) < self.least_rows:
             raise NotEnoughReferenceError(
-                f"FusedDistance.fit expects at least {_LEAST_ROWS} embeddings, got {len(rows)}; "
+                f"FusedDistance.fit expects at least {self.least_rows} embeddings, got {len(rows)}; "
                 "pass more."
             )
         fresh = FusedDistance(
@@ -196,7 +199,7 @@ class FusedDistance:
         raw, near = scales.measure_itself()
         steps = [raw]
         for _ in range(_STEPS):
-            steps.append((steps[-1] + near.mean(steps[-1])) / 2)
+            steps.append(near.smoothed(steps[-1], steps[-1]))
         beside = torch.cat([shown, torch.stack(steps[:-1], dim=1).float()], dim=1)
         scores = torch.empty_like(raw)
         scores[here] = steps[-1]
@@ -228,7 +231,7 @@ class FusedDistance:
         known = self._beside.rows[:, -_STEPS:].to(shown.device).double()
         steps = [raw]
         for step in range(_STEPS):
-            steps.append((steps[-1] + near.mean(known[:, step])) / 2)
+            steps.append(near.smoothed(steps[-1], known[:, step]))
         return torch.stack(steps, dim=1)
 
     def state_dict(self) -> State:

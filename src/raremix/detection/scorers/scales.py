@@ -39,6 +39,10 @@ _FADING = 4
 """Power with which a neighbour's say fades with its distance, so that strangers of a small group,
 all that its few members have for further neighbours, have none."""
 
+_ALONE_FROM = 1.5
+"""Farther than so many times the median nearest distance from its nearest neighbour, a row is alone,
+and its own measure counts. One in a thousand rows of an encoder lies so far from all others."""
+
 
 def _thinning(rows: int) -> int:
     """Every so-maniest row is in the thinned set: there, the far scale is some 320 neighbours."""
@@ -60,15 +64,17 @@ class NearRows:
 
     Attributes:
         places: (n, up to 10) int64, rows of the index.
-        say: (n, up to 10) float64, how much each counts; a row sums to 1.
+        say: (n, up to 10) float64, the share of each in the query's next score; a row sums to at
+            most a half.
     """
 
     places: Tensor
     say: Tensor
 
-    def mean(self, scores: Tensor) -> Tensor:
-        """(n,) float64: the mean of the neighbours' (m,) scores, by their say."""
-        return (scores[self.places] * self.say).sum(dim=1)
+    def smoothed(self, own: Tensor, scores: Tensor) -> Tensor:
+        """(n,) float64: the queries' own scores, with those of their neighbours among (m,) scores."""
+        kept = 1.0 - self.say.sum(dim=1)
+        return kept * own + (scores[self.places] * self.say).sum(dim=1)
 
 
 class Scales:
@@ -160,8 +166,10 @@ class Scales:
         columns = self._places(found, torch.arange(_SMOOTHED_OVER, device=raw.device))
         distances = self._at_least(found.distances.gather(1, columns).double())
         say = (distances[:, :1] / distances) ** _FADING
+        # In company the neighbours have half of the say, far from all others none.
+        company = (_ALONE_FROM * self.typical / distances[:, :1]).clamp(max=1.0) ** _FADING
         near = found.indices.gather(1, columns)
-        return raw, NearRows(near, say / say.sum(dim=1, keepdim=True))
+        return raw, NearRows(near, 0.5 * company * say / say.sum(dim=1, keepdim=True))
 
     def _places(self, found: Neighbors, columns: Tensor) -> Tensor:
         """(n, len(columns)): the columns that are meant, behind the copies of each row."""
