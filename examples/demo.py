@@ -83,7 +83,8 @@ def main() -> None:
 def judge(embeddings: Any, is_tail: Any) -> dict[str, tuple[float, float]]:
     """AUROC and average precision of the default and of the score this project began from."""
     scorers = {
-        "raremix default (k-NN distance)": raremix.KNNDistance(),
+        "raremix default": raremix.FusedDistance(),
+        "distance to the 10th neighbour": raremix.KNNDistance(),
         "distance from the mean": raremix.MeanDistance(metric="cosine"),
     }
     judged = {}

@@ -100,7 +100,9 @@ class Settings:
     detect: bool = option(True, "use detector and buffer at all; without, plain DINO")
     replay: float = option(0.125, "share of each batch that comes from the buffer")
     buffer_capacity: int = option(0, "samples remembered; 0: 2 %% of the data, at least 32")
-    scorer: Literal["knn", "mean"] = option("knn", "distance to a near neighbour, or to the mean")
+    scorer: Literal["fused", "knn", "mean"] = option(
+        "fused", "distances at many scales, to a near neighbour, or to the mean"
+    )
     threshold: Literal["rate", "fixed"] = option("rate", "a budget of flags, or a fixed score")
     flag_rate: float = option(0.05, "that budget, a share of the images")
     warmup_images: int = option(1024, "seen before the first is called rare")
@@ -404,8 +406,10 @@ class Run:
         # raremix: a detector, a buffer, and the same loader with rare samples mixed in.
         if settings.scorer == "mean":
             scorer = raremix.MeanDistance(metric="cosine")
-        else:
+        elif settings.scorer == "knn":
             scorer = raremix.KNNDistance()
+        else:
+            scorer = raremix.FusedDistance()
         if settings.threshold == "fixed":
             threshold = raremix.FixedThreshold(settings.fixed_threshold)
         else:
