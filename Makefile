@@ -41,7 +41,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/installed ## Measure speed; takes minutes
+bench: $(VENV)/installed ## Measure speed against the peers; takes half an hour
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python tests/benchmarks/bench_neighbors.py
 	$(BIN)/python tests/benchmarks/bench_mixing.py
 

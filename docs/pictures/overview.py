@@ -61,7 +61,7 @@ def main() -> None:
     parts.append(f'<path d="M{cut:.1f} {top - 6}V{floor}" stroke="{RARE}" stroke-width="1.5"/>')
     parts.append(f'<path d="M{left} {floor}H{right}" stroke="{SOFT}"/>')
     parts.append(text(cut + 6, top + 6, "flagged: 5 %", RARE, 13))
-    parts.append(text(left, floor + 22, "distance to the 10th nearest embedding", SOFT, 13))
+    parts.append(text(left, floor + 22, "rarity score: how empty the surroundings are", SOFT, 13))
 
     begin, columns = 470, 10
     rows = {

@@ -44,6 +44,9 @@ OURS = "raremix, prepared bank"
 LEAVE_ONE_OUT = "raremix, leave_one_out"
 PRODUCT_SIDE = 2048
 SLOW_ROUNDS = 3
+# The threads of BLAS libraries spin for some tens of milliseconds after their work, in the way of
+# whoever comes next.
+SETTLE_SECONDS = 0.2
 # Settings that would slow down some contenders only.
 HANDICAPS = (
     "ATEN_CPU_CAPABILITY",
@@ -253,6 +256,7 @@ def compare(
         for contender in contenders:
             if contender.is_slow and turn >= SLOW_ROUNDS:
                 continue
+            time.sleep(SETTLE_SECONDS)
             took, result = seconds(contender.run)
             taken[contender.name].append(took / contender.share)
             if contender.name not in errors:
