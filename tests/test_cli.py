@@ -60,6 +60,15 @@ def test_version_is_that_of_the_package(capsys: Any) -> None:
             ["report", "x", "--out", "y", "--scores", "z", "--reference", "r"],
             "with --scores nothing is scored",
         ),
+        (
+            ["report", "x", "--out", "y", "--scores", "z", "--k", "5"],
+            "--k says how to score; with --scores nothing is scored",
+        ),
+        (
+            ["report", "x", "--out", "y", "--scores", "z", "--scorer", "knn"],
+            "--scorer says how to score",
+        ),
+        (["report", "x", "--out", "y", "--scores", "z", "--gate"], "--gate says how to score"),
         (["embed", "x", "--out", "y.npy"], "random weights gives no embeddings worth scoring"),
         (
             [

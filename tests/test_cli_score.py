@@ -105,6 +105,27 @@ def test_too_few_rows_for_the_default_are_named(
     _run(tmp_path / "few.npy", "--out", tmp_path, "--k", 1)
 
 
+def test_a_reference_too_small_for_the_default_is_named(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "few.npy", np.eye(3, 5, dtype=np.float32))
+    words = [str(file), "--out", str(tmp_path), "--reference", str(tmp_path / "few.npy")]
+    assert main(["score", *words]) == 1
+    assert "--reference" in (err := capsys.readouterr().err)
+    assert "3 rows without NaN, and --scorer fused compares at least 4" in err
+    np.save(tmp_path / "few.npy", np.eye(4, 5, dtype=np.float32))
+    _run(*words)
+
+
+def test_rows_of_one_id_only_are_named_as_such(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ids.txt").write_text("one\n" * 80)
+    ids = ["--ids", str(tmp_path / "ids.txt")]
+    assert main(["score", str(file), "--out", str(tmp_path), *ids]) == 1
+    assert "80 rows, all with one id, so there is nothing to compare" in capsys.readouterr().err
+
+
 def test_the_engines_offered_are_those_there_are() -> None:
     assert get_args(EngineName) == ENGINES
 

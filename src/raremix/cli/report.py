@@ -57,8 +57,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from raremix.evaluation import threshold_at_rate
 
     started = time.perf_counter()
-    if arguments.scores is not None and arguments.reference is not None:
-        arguments.parser.error("--reference says how to score; with --scores nothing is scored")
+    if arguments.scores is not None:
+        # Not --metric and --engine, by which the page looks for neighbours all the same.
+        for option in ("reference", "scorer", "k", "clusters", "gate"):
+            if getattr(arguments, option):
+                arguments.parser.error(
+                    f"--{option} says how to score; with --scores nothing is scored"
+                )
     target_path(arguments.out, caller="raremix report")
     rows = read_rows(arguments, console)
     gallery = open_gallery(arguments.images, rows, console)

@@ -202,10 +202,11 @@ def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
     n = int(rows.finite.sum())
     siblings = int(np.bincount(rows.siblings[rows.finite]).max())
     others = n - siblings
-    if arguments.scorer == "fused" and others >= 1:
-        _check_fused(n, rows.file)
-        return
-    if not by_neighbors(arguments):
+    if arguments.scorer == "fused":
+        if others >= 1:
+            _check_fused(n, rows.file)
+            return
+    elif not by_neighbors(arguments):
         if n > 1:
             return
     elif others >= _wanted(arguments.k, n):
@@ -227,7 +228,7 @@ def _check_fused(rows: int, file: str | os.PathLike[str]) -> None:
     if rows < FusedDistance.least_rows:
         raise NotEnoughReferenceError(
             f"{file} has {counted(rows, 'row')} without NaN, and --scorer fused compares at least "
-            f"{FusedDistance.least_rows}; pass more rows, or --k 1"
+            f"{FusedDistance.least_rows}; pass more rows, or --scorer knn with a small --k"
         )
 
 
