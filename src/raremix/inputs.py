@@ -113,6 +113,14 @@ def as_ids(value: ArrayLike | Sequence[int], *, caller: str, length: int | None 
     return tensor.to(torch.int64)
 
 
+def not_finite(caller: str) -> EmbeddingShapeError:
+    """The error of a call that takes finite rows only."""
+    return EmbeddingShapeError(
+        f"{caller} expects finite rows, got NaN or infinity; drop those rows first "
+        "(raremix.inputs.finite_rows finds the others)."
+    )
+
+
 def finite_rows(embeddings: Tensor) -> Tensor:
     """Bool of shape (batch,): whether a row holds neither NaN nor infinity."""
     return torch.isfinite(embeddings).all(dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raremix.detection import FusedDistance, KNNDistance, OODDetector, ReferenceBank
 from raremix.detection.scorers.geometry import FusedGeometry
-from raremix.detection.scorers.scales import Scales
+from raremix.detection.scorers.scales import thinned
 from raremix.errors import NotEnoughReferenceError, StateMismatchError
 from raremix.evaluation import average_precision
 
@@ -70,7 +70,7 @@ def test_a_small_set_scores_as_the_formula_says(n: int) -> None:
 def test_the_thinned_set_hardly_changes_a_score() -> None:
     rows, _ = long_tailed((2500, 900, 400, 150, 50))
     found, expected = FusedDistance().fit(rows).double(), oracle(rows)
-    assert Scales(rows, None, engine="auto", max_memory=2**29).far is not None
+    assert len(thinned(rows)) < len(rows)
     assert (found / expected).log().abs().max() < 0.1
     assert torch.corrcoef(torch.stack([found.log(), expected.log()]))[0, 1] > 0.99
 
@@ -189,6 +189,31 @@ def test_a_bank_that_was_emptied_begins_anew() -> None:
     assert not scorer.ready
     assert torch.isnan(detector.observe(normal(32, 6, 9), torch.arange(32)).scores).all()
     assert torch.isfinite(detector.observe(normal(32, 6, 10), torch.arange(32, 64)).scores).all()
+
+
+def test_a_reference_that_outgrew_its_scales_comes_back_as_it_was() -> None:
+    rows, _ = long_tailed((1500, 700, 300), dim=6)
+    scorer, loaded = FusedDistance(), FusedDistance()
+    scorer.fit(rows[:2000])  # searched whole
+    scorer.update(rows[2000:])  # and large enough for a thinned set, if it were learnt anew
+    loaded.load_state_dict(scorer.state_dict())
+    new = normal(20, 6, 3)
+    assert torch.equal(loaded.score(new), scorer.score(new))
+
+
+def test_scoring_a_batch_before_adding_it_changes_nothing_that_is_kept() -> None:
+    rows, _ = long_tailed((300, 100), dim=6)
+    ids = torch.arange(len(rows))
+    watched, plain = FusedDistance(), FusedDistance()
+    for scorer in (watched, plain):
+        scorer.fit(rows[:300], ids[:300])
+        for start in (300, 340, 310):  # the last one again, with what has come since
+            own = slice(start, start + 40)
+            if scorer is watched:
+                scorer.score(rows[own], ids[own])
+            scorer.update(rows[own], ids[own])
+    assert torch.equal(watched._beside.rows, plain._beside.rows)
+    assert torch.equal(watched.score(rows), plain.score(rows))
 
 
 def test_a_state_of_another_width_is_refused_and_changes_nothing() -> None:

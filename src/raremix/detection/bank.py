@@ -60,6 +60,14 @@ class ReferenceBank:
         """(n,) int64 on the CPU, or None where no ids were given."""
         return None if self._ids is None else self._ids[: self._count]
 
+    def check_ids(self, ids: Tensor | None, *, caller: str) -> None:
+        """Raise ``OptionError`` if ids are given and the rows were added without any."""
+        if ids is not None and self._ids is None:
+            raise OptionError(
+                f"{caller} got ids, but the reference was given without ids, so a row could not be "
+                "told from itself; pass ids always or never."
+            )
+
     @property
     def dim(self) -> int | None:
         """Width of the rows; None while the bank has never held any."""

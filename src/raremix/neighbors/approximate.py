@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionError
-from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows
+from raremix.errors import NotEnoughReferenceError, OptionError
+from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows, not_finite
 from raremix.neighbors.blocks import row_blocks
 from raremix.neighbors.faiss_door import load_faiss
-from raremix.neighbors.index import Metric, unit_rows
+from raremix.neighbors.index import Metric, most_siblings, unit_rows
 from raremix.neighbors.search import nearest
 from raremix.options import check_choice, check_count, check_number
 from raremix.seeds import seeded_generator
@@ -141,7 +141,7 @@ class ApproximateIndex:
         self._ids = None if ids is None else as_ids(ids, caller=caller, length=len(bank))
         self._siblings = 0
         if self._ids is not None:
-            self._siblings = int(torch.unique(self._ids, return_counts=True)[1].max())
+            self._siblings = most_siblings(self._ids)
         size = max(1, round(math.sqrt(len(bank)))) if lists is None else lists
         self.lists = check_count(caller, "lists", size, least=1)
         wanted = min(self.lists, _PROBES) if probes is None else probes
@@ -382,10 +382,7 @@ class ApproximateIndex:
 
 def _check_finite(rows: Tensor) -> None:
     if not bool(finite_rows(rows).all()):
-        raise EmbeddingShapeError(
-            "ApproximateIndex expects finite rows, got NaN or infinity; drop those rows first "
-            "(raremix.inputs.finite_rows finds the others)."
-        )
+        raise not_finite("ApproximateIndex")
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

@@ -3,15 +3,17 @@
 It chooses how a search runs; that the result is exact is for ``proof`` to see to.
 """
 
+import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionError
-from raremix.inputs import ArrayLike, as_embeddings, as_ids
+from raremix.errors import NotEnoughReferenceError, OptionError
+from raremix.inputs import ArrayLike, as_embeddings, as_ids, not_finite
 from raremix.neighbors.choice import chosen_engine
 from raremix.neighbors.engines import (
     CandidateEngine,
@@ -25,7 +27,15 @@ from raremix.neighbors.prepared import Int16Bank, PreparedBank, ProductBank, Red
 from raremix.neighbors.proof import Search
 from raremix.options import check_choice, check_count
 
-__all__ = ["Metric", "NeighborIndex", "Neighbors", "finished", "unit_rows"]
+__all__ = [
+    "Metric",
+    "NeighborIndex",
+    "Neighbors",
+    "finished",
+    "most_siblings",
+    "search_blocks",
+    "unit_rows",
+]
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -121,7 +131,7 @@ class NeighborIndex:
 
     def _take_ids(self, ids: ArrayLike) -> None:
         own = as_ids(ids, caller="NeighborIndex", length=len(self))
-        self._siblings = int(torch.unique(own, return_counts=True)[1].max())
+        self._siblings = most_siblings(own)
         self._ids = own.to(self._bank.device)
 
     def __len__(self) -> int:
@@ -183,7 +193,8 @@ class NeighborIndex:
         own = self._ids
         if own is None:
             own = torch.arange(len(self), device=self._bank.device)
-        count = k + max(self._siblings, 1) + _SLACK
+        name = self._choice(len(self))
+        count = _count(k, max(self._siblings, 1), name)
         search = self._search(self._bank, own, own, k, count)
         if self._joins(count):
             prepared = self._ready("int16")
@@ -192,7 +203,7 @@ class NeighborIndex:
         elif self._in_blocks():
             squared, rows = self._over_blocks(self._bank, k, own, own)
         else:
-            squared, rows = search.run(self._ready(self._choice(len(self))))
+            squared, rows = search.run(self._ready(name))
         return finished(squared, rows, k, len(self))
 
     def squared(
@@ -220,16 +231,14 @@ class NeighborIndex:
         known = None if own is None else self._ids
         if self._fits_float32 and not _squares_fit_float32(shown):
             # Rare enough to prepare a float64 bank for this one search.
-            wide = NeighborIndex(self._bank, max_memory=self.max_memory)
-            wide._bank, wide._fits_float32 = self._bank.double(), False
-            wide._ids, wide._siblings = self._ids, self._siblings
+            wide = copy.copy(self)
+            wide._bank, wide._fits_float32, wide._prepared = self._bank.double(), False, {}
             return wide.squared(shown, k, query_ids=own)
         shown = shown.to(self._bank.dtype)
         if self._in_blocks():
             return self._over_blocks(shown, k, own, known)
         name = self._choice(len(shown))
-        count = k + (self._siblings if own is not None else 0) + _SLACK
-        count = _HALF_SLACK * count if name == "half" else count
+        count = _count(k, 0 if own is None else self._siblings, name)
         return self._search(shown, own, known, k, count).run(self._ready(name))
 
     def replace(self, bank: ArrayLike, places: Tensor | None, ids: ArrayLike | None = None) -> None:
@@ -327,23 +336,39 @@ class NeighborIndex:
         self, queries: Tensor, k: int, own: Tensor | None, known: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         rows = max(self.max_memory // 2 // self._bytes_per_row(), 1)
-        best: tuple[Tensor, Tensor] | None = None
-        for first in range(0, len(self), rows):
-            part = slice(first, first + rows)
-            block = NeighborIndex(self._bank[part], engine=self.engine, max_memory=self.max_memory)
-            found = block._of_block(queries, k, own, None if known is None else known[part])
-            best = merge(best, (found[0], found[1] + first), k)
-        assert best is not None
-        return best
+        parts = (slice(first, first + rows) for first in range(0, len(self), rows))
+        blocks = (
+            NeighborIndex(
+                self._bank[part],
+                None if known is None else known[part],
+                engine=self.engine,
+                max_memory=self.max_memory,
+            )
+            for part in parts
+        )
+        return search_blocks(blocks, queries, k, own)
 
-    def _of_block(
-        self, queries: Tensor, k: int, own: Tensor | None, known: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Squared distances in float64 and rows, as many columns as there are rows, at most k."""
-        if known is not None:
-            self._take_ids(known)
-        found = self.squared(queries, min(k, len(self)), query_ids=own)
-        return found[0].double(), found[1]
+
+def search_blocks(
+    blocks: Iterable[NeighborIndex], queries: Tensor, k: int, query_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest in all blocks together: squared distances in float64, and rows.
+
+    Both are (n, up to k), fewer where the blocks have fewer rows, and infinite where a query has.
+    """
+    best: tuple[Tensor, Tensor] | None = None
+    done = 0
+    for block in blocks:
+        squared, rows = block.squared(queries, min(k, len(block)), query_ids=query_ids)
+        best = merge(best, (squared.double(), rows + done), k)
+        done += len(block)
+    assert best is not None, "there is at least one block"
+    return best
+
+
+def _count(k: int, own: int, name: str) -> int:
+    """How many candidates to ask an engine for, where up to ``own`` of them are not wanted."""
+    return (k + own + _SLACK) * (_HALF_SLACK if name == "half" else 1)
 
 
 def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors:
@@ -355,6 +380,11 @@ def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors
         )
     # In float64, so that a distance does not depend on the dtype that its square came in.
     return Neighbors(squared.double().sqrt().float(), rows)
+
+
+def most_siblings(ids: Tensor) -> int:
+    """The most rows that share one of the (n,) ids, n at least 1."""
+    return int(torch.unique(ids, return_counts=True)[1].max())
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -371,8 +401,5 @@ def _squares_fit_float32(rows: Tensor) -> bool:
     """Whether squared distances neither overflow nor vanish in float32; False asks for float64."""
     largest = float(torch.stack(rows.aminmax()).abs().amax())  # The GPU waits here, once a call.
     if not math.isfinite(largest):
-        raise EmbeddingShapeError(
-            "nearest expects finite rows, got NaN or infinity; drop those rows first "
-            "(raremix.inputs.finite_rows finds the others)."
-        )
+        raise not_finite("nearest")
     return largest == 0 or 1e-10 < largest < 1e15

@@ -4,6 +4,7 @@ Whatever engine proposes the candidates, the distances that come out are the sam
 because they are all taken from the rows themselves and not from a matrix product.
 """
 
+from collections.abc import Iterator
 from typing import get_args
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_ids
 from raremix.neighbors.blocks import RowSource, in_memory, row_blocks
-from raremix.neighbors.engines import CandidateEngine, EngineName, merge
-from raremix.neighbors.index import Metric, NeighborIndex, Neighbors, finished
+from raremix.neighbors.engines import CandidateEngine, EngineName
+from raremix.neighbors.index import Metric, NeighborIndex, Neighbors, finished, search_blocks
 from raremix.options import check_choice, check_count
 
 __all__ = ["nearest"]
@@ -121,26 +122,30 @@ def _over_blocks(
     engine: EngineName | CandidateEngine,
     max_memory: int,
 ) -> Neighbors:
-    best: tuple[Tensor, Tensor] | None = None
     done = 0
-    # The rows, and the prepared ones, half as large again; the rest is for candidates.
-    for block in row_blocks(bank, max_memory // 4, caller="nearest", dim=queries.shape[1]):
-        part = None
-        if bank_ids is not None:
-            part = bank_ids[done : done + len(block)]
-            if len(part) < len(block):
-                raise _wrong_number("bank_ids", len(bank_ids), done + len(block), "or more rows")
-        index = NeighborIndex(block, part, metric=metric, engine=engine, max_memory=max_memory)
-        squared, rows = index.squared(queries, min(k, len(block)), query_ids=query_ids)
-        best = merge(best, (squared.double(), rows + done), k)
-        done += len(block)
+
+    def blocks() -> Iterator[NeighborIndex]:
+        nonlocal done
+        # The rows, and the prepared ones, half as large again; the rest is for candidates.
+        for block in row_blocks(bank, max_memory // 4, caller="nearest", dim=queries.shape[1]):
+            part = None
+            if bank_ids is not None:
+                part = bank_ids[done : done + len(block)]
+                if len(part) < len(block):
+                    raise _wrong_number(
+                        "bank_ids", len(bank_ids), done + len(block), "or more rows"
+                    )
+            done += len(block)
+            yield NeighborIndex(block, part, metric=metric, engine=engine, max_memory=max_memory)
+
+    squared, rows = search_blocks(blocks(), queries, k, query_ids)
     if bank_ids is not None and len(bank_ids) != done:
         raise _wrong_number("bank_ids", len(bank_ids), done, "rows")
-    if best is None or best[0].shape[1] < k:
+    if squared.shape[1] < k:
         raise NotEnoughReferenceError(
             f"nearest was asked for k={k} neighbours in a bank of {done} rows; add rows or lower k."
         )
-    return finished(best[0], best[1], k, done)
+    return finished(squared, rows, k, done)
 
 
 def _wrong_number(name: str, ids: int, rows: int, what: str) -> EmbeddingShapeError:

@@ -126,13 +126,8 @@ class ClusterMass:
                 f"ClusterMass.score needs clusters={self.clusters} reference embeddings and has "
                 f"seen {len(self.bank)}; call fit or update with more."
             )
-        known = self.bank.ids
-        if ids is not None and known is None:
-            raise OptionError(
-                "ClusterMass.score got ids, but the reference was given without ids, so a row "
-                "could not be told from itself; pass ids always or never."
-            )
-        return self._mass(self._assigned(rows), ids, known).to(rows.device)
+        self.bank.check_ids(ids, caller="ClusterMass.score")
+        return self._mass(self._assigned(rows), ids, self.bank.ids).to(rows.device)
 
     def update(self, embeddings: ArrayLike, ids: Tensor | None = None) -> None:
         """Add (batch, dim) embeddings to the reference; a known id replaces its rows."""

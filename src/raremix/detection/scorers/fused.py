@@ -4,6 +4,7 @@ It keeps rows, ids and their own scores. Where rarity begins is the threshold's 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
 from raremix.detection.scorers.geometry import FusedGeometry
-from raremix.detection.scorers.scales import Scales
-from raremix.errors import NotEnoughReferenceError, OptionError
+from raremix.detection.scorers.scales import Scales, thinned
+from raremix.errors import NotEnoughReferenceError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import EngineName, NeighborIndex
 from raremix.options import check_choice, check_count
@@ -27,8 +28,31 @@ _STEPS = 4
 _FIRST_ROWS = 16
 """Rows of a stream before anything is scored."""
 
+_REMEMBERED = 8192
+"""Rows of a batch that is remembered until it is added, or another one scored."""
+
 _GROWTH, _TURNOVER = 0.5, 1.0
 """Share of new rows after which all is learnt anew: of a growing bank, and of a full one."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What was found of a batch; ``observe`` scores the very rows that it then adds."""
+
+    rows: Tensor
+    ids: Tensor | None
+    version: int
+    shown: Tensor
+    steps: Tensor
+
+    def is_of(self, rows: Tensor, ids: Tensor | None, version: int) -> bool:
+        """Whether it holds for these rows and ids against that version of the reference."""
+        if self.version != version or (ids is None) != (self.ids is None):
+            return False
+        if rows.shape != self.rows.shape or rows.device != self.rows.device:
+            return False
+        same_ids = ids is None or self.ids is None or torch.equal(ids.cpu(), self.ids)
+        return same_ids and torch.equal(rows, self.rows)
 
 
 class FusedDistance:
@@ -98,6 +122,7 @@ class FusedDistance:
         self._scales: Scales | None = None
         self._version = -1
         self._fitted_rows, self._added_rows = 0, 0
+        self._scored: _Scored | None = None
 
     def __repr__(self) -> str:
         return f"FusedDistance(capacity={self.bank.capacity}, engine={self.engine!r})"
@@ -135,7 +160,7 @@ class FusedDistance:
         # All or nothing; and the bank stays the object that others may hold.
         self.bank.fill(rows, ids)
         self._geometry, self._beside, self._scales = fresh._geometry, fresh._beside, fresh._scales
-        self._version = fresh._version
+        self._version, self._scored = fresh._version, None
         self._fitted_rows, self._added_rows = fresh._fitted_rows, 0
         return scores.exp().float()
 
@@ -160,12 +185,16 @@ class FusedDistance:
                 f"FusedDistance.score needs {_FIRST_ROWS} reference embeddings and has seen "
                 f"{len(self.bank)}; call fit or update with more."
             )
-        if ids is not None and self.bank.ids is None:
-            raise OptionError(
-                "FusedDistance.score got ids, but the reference was given without ids, so a row "
-                "could not be told from itself; pass ids always or never."
-            )
-        return self._steps(self._geometry.transform(rows), ids)[:, -1].exp().float()
+        self.bank.check_ids(ids, caller="FusedDistance.score")
+        found = self._score(rows, ids)
+        if len(rows) <= _REMEMBERED:
+            own = None if ids is None else ids.cpu().clone()
+            self._scored = replace(found, rows=rows.clone(), ids=own)
+        return found.steps[:, -1].exp().float()
+
+    def _score(self, rows: Tensor, ids: Tensor | None) -> "_Scored":
+        shown = self._geometry.transform(rows)
+        return _Scored(rows, ids, self._beside.version, shown, self._steps(shown, ids))
 
     def update(self, embeddings: ArrayLike, ids: Tensor | None = None) -> None:
         """Add (batch, dim) embeddings to the reference; a known id replaces its rows."""
@@ -177,10 +206,12 @@ class FusedDistance:
             if len(self.bank) >= _FIRST_ROWS:
                 self._learn()
             return
-        shown = self._geometry.transform(rows)
-        steps = self._steps(shown, ids)[:, :-1]
+        found, self._scored = self._scored, None
+        if found is None or not found.is_of(rows, ids, self._beside.version):
+            found = self._score(rows, ids)
         self.bank.add(rows, ids)
-        self._beside.add(torch.cat([shown, steps.float()], dim=1), ids)
+        beside = torch.cat([found.shown, found.steps[:, :-1].float()], dim=1)
+        self._beside.add(beside, ids)
         self._added_rows += len(rows)
         grown = len(self.bank) > self._fitted_rows
         if self._added_rows >= (_GROWTH if grown else _TURNOVER) * self._fitted_rows:
@@ -195,7 +226,14 @@ class FusedDistance:
         rows, ids = self.bank.rows[here], self.bank.ids
         self._geometry.fit(rows, max_memory=self.max_memory)
         shown = self._geometry.transform(rows)
-        scales = self._scales_of(shown, None if ids is None else ids[order])
+        known = None if ids is None else ids[order]
+        chosen = thinned(shown)
+        far = None
+        if len(chosen) < len(shown):
+            # Without ids a row's place serves, to tell it from itself.
+            own = torch.arange(len(shown), device="cpu") if known is None else known
+            far = self._index_of(shown[chosen], own[chosen.cpu()])
+        scales = Scales(self._index_of(shown, known), far)
         raw, near = scales.measure_itself()
         steps = [raw]
         for _ in range(_STEPS):
@@ -213,8 +251,8 @@ class FusedDistance:
         self._fitted_rows, self._added_rows = len(rows), 0
         return scores
 
-    def _scales_of(self, shown: Tensor, ids: Tensor | None) -> Scales:
-        return Scales(shown, ids, engine=self.engine, max_memory=self.max_memory)
+    def _index_of(self, rows: Tensor, ids: Tensor | None) -> NeighborIndex:
+        return NeighborIndex(rows, ids, engine=self.engine, max_memory=self.max_memory)
 
     @property
     def _shown(self) -> Tensor:
@@ -223,10 +261,19 @@ class FusedDistance:
     def _steps(self, shown: Tensor, ids: Tensor | None) -> Tensor:
         """(n, 5) float64: log scores of rows in the fused space after 0 to 4 steps."""
         assert self._scales is not None
-        if self._version != self._beside.version:
+        if self._scales.index.device != shown.device:
+            # A reference loaded on the CPU is searched where the embeddings are.
+            far = self._scales.far
+            self._scales = Scales(
+                self._index_of(self._shown.to(shown.device), self._beside.ids),
+                None if far is None else self._index_of(far.rows.to(shown.device), far.ids),
+                self._scales.typical,
+            )
+        elif self._version != self._beside.version:
             changed = self._beside.changes_since(self._version)
-            self._scales.index.replace(self._shown, changed, self._beside.ids)
-            self._version = self._beside.version
+            rows = self._shown.to(shown.device)
+            self._scales.index.replace(rows, changed, self._beside.ids)
+        self._version = self._beside.version
         raw, near = self._scales.measure(shown, ids)
         known = self._beside.rows[:, -_STEPS:].to(shown.device).double()
         steps = [raw]
@@ -263,17 +310,14 @@ class FusedDistance:
         fresh._beside.load_state_dict(content["beside"])
         fresh._geometry.load_state_dict(content["geometry"])
         self.bank.load_state_dict(content["bank"])  # last, since it may refuse
-        self._geometry, self._beside = fresh._geometry, fresh._beside
+        self._geometry, self._beside, self._scored = fresh._geometry, fresh._beside, None
         self._fitted_rows, self._added_rows = content["fitted_rows"], content["added_rows"]
         self._scales, self._version = None, -1
         if content["typical"] is not None:
-            scales = self._scales_of(self._shown, self.bank.ids)
-            scales.typical = content["typical"]
-            if content["far_rows"] is not None:
-                scales.far = NeighborIndex(
-                    content["far_rows"],
-                    content["far_ids"],
-                    engine=self.engine,
-                    max_memory=self.max_memory,
-                )
-            self._scales, self._version = scales, self._beside.version
+            far_rows, far_ids = content["far_rows"], content["far_ids"]
+            self._scales = Scales(
+                self._index_of(self._shown, self.bank.ids),
+                None if far_rows is None else self._index_of(far_rows, far_ids),
+                content["typical"],
+            )
+            self._version = self._beside.version

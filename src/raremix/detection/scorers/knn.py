@@ -35,7 +35,7 @@ class KNNDistance:
         metric: ``"euclidean"``, or ``"cosine"`` for the Euclidean distance between embeddings
             scaled to unit length, so that a score lies in [0, 2].
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
-        engine: ``"auto"``, ``"torch"`` or ``"faiss"``; all give the same scores.
+        engine: Who searches, as for ``NeighborIndex``; all give the same scores.
         max_memory: Bytes of working memory a search aims for.
 
     Source:

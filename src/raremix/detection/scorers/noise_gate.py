@@ -12,7 +12,7 @@ from torch import Tensor
 from raremix.detection.bank import ReferenceBank
 from raremix.errors import NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_embeddings
-from raremix.neighbors import Metric, nearest
+from raremix.neighbors import Metric, NeighborIndex
 from raremix.options import check_count, check_number
 from raremix.protocols import Scorer, State
 from raremix.state import check_settings, open_state, sealed_state
@@ -95,8 +95,7 @@ class NoiseGate:
             raise NotEnoughReferenceError(
                 f"NoiseGate.fit expects more than k + 1 = {self.k + 1} embeddings, got {len(rows)}."
             )
-        own = torch.arange(len(rows), device="cpu") if ids is None else ids
-        found = nearest(rows, rows, self.k, query_ids=own, bank_ids=own, metric=self.metric)
+        found = NeighborIndex(rows, ids, metric=self.metric).leave_one_out(self.k)
         distances = found.distances.to(torch.float64)
         reach = _reach(distances, distances[:, -1][found.indices])
         passes = _outlier_factor(reach, reach[found.indices]) <= self.most
@@ -126,16 +125,10 @@ class NoiseGate:
         known = self.bank.ids
         # Without ids a row of the bank is told from itself by its place.
         places = torch.arange(len(reference), device="cpu") if known is None else known
+        index = NeighborIndex(reference, places, metric=self.metric)
 
         def found(queries: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-            of = nearest(
-                queries,
-                reference,
-                self.k,
-                query_ids=own,
-                bank_ids=None if own is None else places,
-                metric=self.metric,
-            )
+            of = index.search(queries, self.k, query_ids=own)
             return of.distances.to(torch.float64), of.indices
 
         def found_in_bank(wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,7 +45,7 @@ class NeighborReference:
         k: The largest k it will be asked for, checked.
         metric: ``"euclidean"`` or ``"cosine"``.
         capacity: The most embeddings kept by ``update``.
-        engine: ``"auto"``, ``"torch"`` or ``"faiss"``.
+        engine: Who searches, as for ``NeighborIndex``.
         max_memory: Bytes of working memory a search aims for.
     """
 
@@ -111,12 +111,7 @@ class NeighborReference:
                 f"{self.owner}.score needs k={k} reference embeddings and has seen "
                 f"{len(self.bank)}; call fit or update with more, or build it with a smaller k."
             )
-        known = self.bank.ids
-        if ids is not None and known is None:
-            raise OptionError(
-                f"{self.owner}.score got ids, but the reference was given without ids, so a row "
-                "could not be told from itself; pass ids always or never."
-            )
+        self.bank.check_ids(ids, caller=f"{self.owner}.score")
         return self._prepared(rows.device).search(rows, k, query_ids=ids)
 
     def _index_of(self, rows: Tensor, ids: Tensor | None) -> NeighborIndex:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from raremix.errors import NotEnoughReferenceError
-from raremix.neighbors import EngineName, NeighborIndex, Neighbors
+from raremix.neighbors import NeighborIndex, Neighbors
 
-__all__ = ["Scales"]
+__all__ = ["NearRows", "Scales", "thinned"]
 
 _FROM, _TO, _COUNT = 0.1, 4.0, 8
 """Neighbourhood sizes, evenly spaced in the logarithm, in units of the square root of the rows."""
@@ -78,33 +78,20 @@ class NearRows:
 
 
 class Scales:
-    """Measures queries at all scales against (n, dim) rows, n at least 4.
+    """Measures queries at all scales against a reference.
 
     Args:
-        rows: (n, dim) float32 in the space where distances mean something.
-        ids: (n,) int64, or None.
-        engine: Who searches.
-        max_memory: Bytes of working memory a search aims for.
-
-    Attributes:
-        index: All rows; it may follow them as they change.
-        far: The thinned set as it was, or None where it would be all rows.
+        index: All rows, at least 4; it may follow them as they change.
+        far: The thinned set as it was, with ids, or None where it would be all rows.
         typical: The median distance to the nearest neighbour, which sets what counts as a copy.
     """
 
     def __init__(
-        self, rows: Tensor, ids: Tensor | None, *, engine: EngineName, max_memory: int
+        self, index: NeighborIndex, far: NeighborIndex | None, typical: float = 1.0
     ) -> None:
-        self.index = NeighborIndex(rows, ids, engine=engine, max_memory=max_memory)
-        self.far: NeighborIndex | None = None
-        self.typical = 1.0
-        chosen = thinned(rows)
-        if len(chosen) < len(rows):
-            # Without ids a row's place serves, to tell it from itself in measure_itself.
-            known = torch.arange(len(rows), device="cpu") if ids is None else ids
-            self.far = NeighborIndex(
-                rows[chosen], known[chosen.cpu()], engine=engine, max_memory=max_memory
-            )
+        self.index = index
+        self.far = far
+        self.typical = typical
 
     @staticmethod
     def sizes(rows: int) -> tuple[list[int], int]:
@@ -125,42 +112,39 @@ class Scales:
         beyond = [max(1, round(size * share)) for size in (*sizes[len(near) :], far)]
         return near, beyond
 
-    def measure(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, "NearRows"]:
+    def measure(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, NearRows]:
         """Raw scores (n,) float64, and the near neighbours that have a say in them.
 
         Args:
             rows: (n, dim) in the space of the rows.
             ids: (n,) own ids, whose rows are left out; None to compare with all.
         """
-        near, beyond = self._split()
-        count = max(*near, _SMOOTHED_OVER) + _COPIES
-        found = self.index.search(rows, _at_most(self.index, count, ids), query_ids=ids)
-        outer = None
-        if self.far is not None:
-            count = _at_most(self.far, beyond[-1] + _COPIES, ids)
-            outer = self.far.search(rows, count, query_ids=ids)
-        return self._summed(found, outer)
+        count = _at_most(self.index, self._count(), ids)
+        return self._summed(self.index.search(rows, count, query_ids=ids), rows, ids)
 
-    def measure_itself(self) -> tuple[Tensor, "NearRows"]:
+    def measure_itself(self) -> tuple[Tensor, NearRows]:
         """``measure`` for all rows against one another; sets ``typical`` by what it finds."""
-        near, beyond = self._split()
         rows, ids = self.index.rows, self.index.ids
-        count = max(*near, _SMOOTHED_OVER) + _COPIES
         own = torch.arange(len(rows), device=rows.device) if ids is None else ids
-        found = self.index.leave_one_out(_at_most(self.index, count, own))
+        found = self.index.leave_one_out(_at_most(self.index, self._count(), own))
         medians = found.distances[:, [0, -1]].median(dim=0).values.tolist()
         # Where most rows have a twin, the farthest of their few neighbours.
         self.typical = next((median for median in medians if median > 0), 1.0)
-        outer = None
-        if self.far is not None:
-            count = _at_most(self.far, beyond[-1] + _COPIES, own)
-            outer = self.far.search(rows, count, query_ids=own)
-        return self._summed(found, outer)
+        return self._summed(found, rows, own)
 
-    def _summed(self, found: Neighbors, outer: Neighbors | None) -> tuple[Tensor, "NearRows"]:
+    def _count(self) -> int:
+        """How many neighbours to look for among all rows."""
+        return max(*self._split()[0], _SMOOTHED_OVER) + _COPIES
+
+    def _summed(
+        self, found: Neighbors, rows: Tensor, ids: Tensor | None
+    ) -> tuple[Tensor, NearRows]:
+        """The scores of rows whose neighbours among all rows were found."""
         sizes, beyond = self._split()
         logs = self._logs(found, sizes)
-        if outer is not None:
+        if self.far is not None:
+            count = _at_most(self.far, beyond[-1] + _COPIES, ids)
+            outer = self.far.search(rows, count, query_ids=ids)
             logs = torch.cat([logs, self._logs(outer, beyond)], dim=1)
         raw = logs[:, :-1].mean(dim=1) - _FAR_WEIGHT * logs[:, -1]
         columns = self._places(found, torch.arange(_SMOOTHED_OVER, device=raw.device))

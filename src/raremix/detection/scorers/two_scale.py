@@ -39,7 +39,7 @@ class TwoScaleDistance:
         near: The near scale, a count of at least 1.
         metric: ``"euclidean"``, or ``"cosine"`` for rows scaled to unit length.
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
-        engine: ``"auto"``, ``"torch"`` or ``"faiss"``; all give the same scores.
+        engine: Who searches, as for ``NeighborIndex``; all give the same scores.
         max_memory: Bytes of working memory a search aims for.
 
     Source:
