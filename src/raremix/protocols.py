@@ -3,13 +3,14 @@
 Structural types only: nothing here holds state, and nothing imports another room.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 __all__ = [
     "BatchRows",
+    "DrawnRows",
     "Flags",
     "ReplaySource",
     "Scorer",
@@ -114,15 +115,44 @@ class Flags(Protocol):
         """(batch,) bool."""
 
 
+class DrawnRows(Protocol):
+    """What a draw from a buffer gave, entry by entry."""
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """The ids drawn, none twice."""
+
+    @property
+    def entries(self) -> Sequence[int]:
+        """Which admission each stems from; an id that left and came again has another number."""
+
+    @property
+    def probabilities(self) -> Sequence[float]:
+        """The chance each had of being in this draw, in (0, 1]."""
+
+    @property
+    def ages(self) -> Sequence[int]:
+        """Steps each had been held."""
+
+
 @runtime_checkable
 class ReplaySource(Protocol):
-    """A buffer that batches can be drawn from, also as it was some steps ago."""
+    """A buffer that batches can be drawn from, as it was some steps ago."""
 
-    def keep_history(self, steps: int) -> None:
-        """Stay able to answer ``view`` for this many steps back."""
+    def attach(self, lag: int) -> None:
+        """Learn that a sampler begins, whose draw number j reads what was held after step j - lag."""
+
+    def draw_ahead(
+        self, number: int, count: int, *, taken: Collection[int], below: int | None, seed: int
+    ) -> DrawnRows:
+        """Draw at most ``count`` ids for batch ``number``, as a function of what was held then.
+
+        Draws come in order of their numbers; those that were not delivered come again after
+        ``rewind``. None of the ids ``taken`` may be drawn, nor any outside [0, ``below``).
+        """
 
     def advance(self, step: int) -> None:
         """Note that batch number ``step`` has been delivered and its feedback may come."""
 
-    def view(self, step: int) -> list[int]:
-        """The ids held after the feedback of ``step``; none for a negative step."""
+    def rewind(self) -> None:
+        """Forget the draws of batches that were not delivered; they will be drawn again."""

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
@@ -28,9 +28,10 @@ from raremix.errors import (
     RaremixWarning,
 )
 from raremix.inputs import ArrayLike, as_ids
-from raremix.memory.entries import NEVER, BufferEntries, Entry, as_entries
+from raremix.memory.entries import NEVER, BufferEntries, Drawn, Entry, as_entries
 from raremix.options import check_count
 from raremix.protocols import BatchRows, Flags, State
+from raremix.seeds import seeded_generator
 from raremix.state import check_settings, open_state, sealed_state
 
 __all__ = ["RareMemoryBuffer"]
@@ -312,6 +313,31 @@ class RareMemoryBuffer:
             )
 
     # ------------------------------------------------------------------ drawing
+
+    def attach(self, lag: int) -> None:
+        """Stay able to answer ``draw_ahead`` for this many steps back."""
+        self.keep_history(lag)
+
+    def rewind(self) -> None:
+        """Forget the draws of batches that were not delivered; they will be drawn again."""
+
+    def draw_ahead(
+        self, number: int, count: int, *, taken: Collection[int], below: int | None, seed: int
+    ) -> Drawn:
+        """Draw from what was held ``lag`` steps before batch ``number``."""
+        step = number - self._history_steps
+        held = self.view(step) if count else []
+        chosen: list[int] = []
+        order = torch.randperm(len(held), generator=seeded_generator(seed))
+        for index in order.tolist():
+            key = held[index]
+            if key not in taken and (below is None or 0 <= key < below):
+                chosen.append(key)
+                if len(chosen) == count:
+                    break
+        none = [0] * len(chosen)
+        chance = len(chosen) / max(len(held), 1)
+        return Drawn(chosen, none, [chance] * len(chosen), none)
 
     def keep_history(self, steps: int) -> None:
         """Stay able to answer ``view`` for this many steps back."""

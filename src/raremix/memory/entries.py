@@ -5,11 +5,12 @@ It knows no capacity and no order.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["NEVER", "BufferEntries", "Entry", "as_entries"]
+__all__ = ["NEVER", "BufferEntries", "Drawn", "Entry", "as_entries"]
 
 NEVER = 2**62
 """The step an entry leaves in while it has not left."""
@@ -28,6 +29,15 @@ class BufferEntries:
     keys: Tensor
     scores: Tensor
     crops: Tensor | None
+
+
+class Drawn(NamedTuple):
+    """What a draw gave; see ``raremix.protocols.DrawnRows``."""
+
+    keys: list[int]
+    entries: list[int]
+    probabilities: list[float]
+    ages: list[int]
 
 
 @dataclass(slots=True)

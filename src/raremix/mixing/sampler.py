@@ -19,7 +19,7 @@ from raremix.errors import LagError, LoaderError, OptionError
 from raremix.mixing.base import BaseBatches, base_batches
 from raremix.options import check_count, check_number
 from raremix.protocols import ReplaySource, State
-from raremix.seeds import seeded_generator
+from raremix.seeds import derive_seed, seeded_generator
 from raremix.state import check_settings, open_state, sealed_state
 
 if TYPE_CHECKING:
@@ -41,11 +41,20 @@ class Batch:
         step: How many batches were delivered before it, over all epochs.
         ids: (batch,) int64, each row's place in the dataset.
         is_replay: (batch,) bool, true where the row was mixed in from the buffer.
+        entry: (batch,) int64, the buffer's number of the entry a replayed row was drawn from; -1 for
+            the others.
+        probability: (batch,) float32, the chance that this draw had of taking the entry, of a
+            replayed row; 1 for the others.
+        age: (batch,) int64, steps the entry had been held, as far as the draw could see; 0 for the
+            others.
     """
 
     step: int
     ids: Tensor
     is_replay: Tensor
+    entry: Tensor
+    probability: Tensor
+    age: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,7 +173,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             seed=seed,
             ranks=lambda: (self.rank, self.num_replicas),
         )
-        buffer.keep_history(lag)
+        buffer.attach(lag)
 
     @classmethod
     def wrap(
@@ -312,6 +321,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         # Batches drawn by an iterator that was left early were never trained on: they are drawn
         # again, under the same numbers.
         self._in_flight.clear()
+        self.buffer.rewind()
         if self._position and not self._resumed:
             self._begin_epoch(self.epoch + (0 if self._chosen else 1))
         self._chosen = False
@@ -333,32 +343,25 @@ class BufferedMixSampler(DistributedSampler[int]):
                 "workers or prefetching, pass a larger lag."
             )
         ids = torch.tensor(fresh, dtype=torch.int64)
-        is_replay = torch.zeros(len(fresh), dtype=torch.bool)
-        rows = self._replay_rows(len(fresh))
-        held = self.buffer.view(step) if rows else []
-        if held:
-            generator = seeded_generator(self.seed, self.rank, draw)
-            rare = self._choose(held, rows, set(fresh), generator)
-            places = torch.randperm(len(fresh), generator=generator)[: len(rare)]
-            ids[places] = torch.tensor(rare, dtype=torch.int64)
+        width = len(fresh)
+        is_replay = torch.zeros(width, dtype=torch.bool)
+        entry = torch.full((width,), -1, dtype=torch.int64)
+        probability = torch.ones(width)
+        age = torch.zeros(width, dtype=torch.int64)
+        rows = self._replay_rows(width)
+        if rows:
+            seed = derive_seed(self.seed, self.rank, draw)
+            drawn = self.buffer.draw_ahead(
+                draw, rows, taken=set(fresh), below=self._base.known_ids(), seed=seed
+            )
+            generator = seeded_generator(seed, 1)
+            places = torch.randperm(width, generator=generator)[: len(drawn.keys)]
+            ids[places] = torch.tensor(drawn.keys, dtype=torch.int64)
+            entry[places] = torch.tensor(drawn.entries, dtype=torch.int64)
+            probability[places] = torch.tensor(drawn.probabilities)
+            age[places] = torch.tensor(drawn.ages, dtype=torch.int64)
             is_replay[places] = True
-        return Batch(step=draw, ids=ids, is_replay=is_replay)
-
-    def _choose(
-        self, held: list[int], rows: int, taken: set[int], generator: torch.Generator
-    ) -> list[int]:
-        known = self._base.known_ids()
-        chosen: list[int] = []
-        order = torch.randperm(len(held), generator=generator)
-        # In pieces, since the first rows of a large buffer's order are nearly always enough.
-        for start in range(0, len(held), 256):
-            for index in order[start : start + 256].tolist():
-                key = held[index]
-                if key not in taken and (known is None or 0 <= key < known):
-                    chosen.append(key)
-                    if len(chosen) == rows:
-                        return chosen
-        return chosen
+        return Batch(draw, ids, is_replay, entry, probability, age)
 
     def _replay_rows(self, width: int) -> int:
         if self.replay == 0:
