@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from raremix import BufferedMixSampler, MixedLoader, RareMemoryBuffer
 from raremix.errors import LoaderError
@@ -180,3 +186,22 @@ def test_a_mixed_loader_of_a_users_own_delivers_by_hand() -> None:
             steps.append(batch.step)
         assert len(steps) == 5
     assert mix.epoch == 2
+
+
+@pytest.mark.parametrize("own_batches", [False, True])
+def test_the_sampler_of_a_loader_serves_that_loader_alone(own_batches: bool) -> None:
+    settings: dict[str, Any] = {"shuffle": True}
+    if own_batches:
+        settings = {"batch_size": 1, "batch_sampler": [[0, 1], [2, 3]]}
+    loader = mixed(**settings)
+    rebuilt = DataLoader(NUMBERS, batch_sampler=loader.batch_sampler)
+    with pytest.raises(LoaderError, match=r"something else than the loader .* do not prepare"):
+        next(iter(rebuilt))
+    with pytest.raises(LoaderError, match="something else than the loader"):
+        list(loader.mixer)
+    assert sum(len(ids) for ids, _ in loader) == (4 if own_batches else 20)
+
+
+def test_a_loader_rebuilt_around_another_sampler_is_refused() -> None:
+    with pytest.raises(LoaderError, match="built anew around another sampler"):
+        MixedLoader(mixed().mixer, dataset=NUMBERS, sampler=SequentialSampler(NUMBERS))

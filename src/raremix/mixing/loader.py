@@ -21,6 +21,28 @@ __all__ = ["MixedLoader", "mixed_loader"]
 _BatchT = TypeVar("_BatchT")
 
 
+class _LoaderSampler(BufferedMixSampler):
+    """The sampler of a ``MixedLoader``, which nothing else may iterate.
+
+    Frameworks build loaders of their own around a sampler that they find in one. There, nobody
+    would deliver the batches, and some of them would be given to no process at all.
+    """
+
+    asked = False  # by its loader, for the iteration that begins next
+
+    def lists(self) -> Iterator[list[int]]:
+        """See ``BufferedMixSampler``."""
+        if not self.asked:
+            raise LoaderError(
+                "BufferedMixSampler was iterated by something else than the loader that wrap() made "
+                "around it, such as list() or a loader that accelerate built in prepare(). It "
+                "shards for itself: do not prepare that loader, iterate it as it is, and move its "
+                "tensors to the device yourself."
+            )
+        self.asked = False
+        yield from super().lists()
+
+
 class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
     """A DataLoader whose batches hold rare samples from a buffer; made by ``wrap``.
 
@@ -31,6 +53,13 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
     """
 
     def __init__(self, mixer: BufferedMixSampler, **settings: Any) -> None:
+        given = settings.get("sampler"), getattr(settings.get("batch_sampler"), "mixer", None)
+        if not any(sampler is mixer for sampler in given):
+            raise LoaderError(
+                "MixedLoader was built anew around another sampler, so nothing would be mixed in; "
+                "Lightning does that for overfit_batches and predict. Use limit_train_batches "
+                "there, and a loader that is not mixed for prediction."
+            )
         self.mixer = mixer
         self._batch: Batch | None = None
         super().__init__(**settings)
@@ -44,6 +73,8 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
 
     def __iter__(self) -> Iterator[_BatchT]:  # type: ignore[override]
         # DataLoader promises its own iterator class here; nothing but its protocol is relied on.
+        if isinstance(self.mixer, _LoaderSampler):
+            self.mixer.asked = True
         iteration = None
         for data in super().__iter__():
             if iteration is None:
@@ -59,6 +90,15 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
         """Choose the epoch to draw next. Never needed: epochs count up by themselves."""
         self.mixer.set_epoch(epoch)
 
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # accelerate asks for this first in prepare(), before it shards the batches once more.
+        raise LoaderError(
+            "MixedLoader shards for itself, so accelerate's prepare() must not shard it again. "
+            "Prepare the model and the optimizer alone, iterate the loader as it is, and move its "
+            "tensors with .to(accelerator.device)."
+        )
+
     def state_dict(self) -> State:
         """Where the stream stands; save it together with the buffer's state."""
         return self.mixer.state_dict()
@@ -72,17 +112,17 @@ class _MixedBatchSampler(Sampler[list[int]]):
     """The mixed batches as lists, for a loader that came with a batch sampler of its own."""
 
     def __init__(self, mixer: BufferedMixSampler, base: Iterable[list[int]]) -> None:
-        self._mixer = mixer
+        self.mixer = mixer
         self._base = base
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._mixer.lists()
+        return self.mixer.lists()
 
     def __len__(self) -> int:
         return len(self._base)  # type: ignore[arg-type]  # a base without length raises TypeError
 
     def set_epoch(self, epoch: int) -> None:
-        self._mixer.set_epoch(epoch)
+        self.mixer.set_epoch(epoch)
 
 
 def mixed_loader(
@@ -102,7 +142,7 @@ def mixed_loader(
     # A BatchSampler only cuts what its sampler yields, also one that the user built.
     plain = batches if type(batches) is BatchSampler else None
     base: Iterable[Any] = batches if plain is None else plain.sampler
-    mixer = BufferedMixSampler(
+    mixer = _LoaderSampler(
         base if isinstance(base, Sampler) else GivenSampler(base),
         buffer,
         batch_size=None if plain is None else plain.batch_size,
