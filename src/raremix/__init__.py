@@ -39,6 +39,14 @@ if TYPE_CHECKING:
     from raremix.evaluation import long_tail_subset as long_tail_subset
     from raremix.memory.buffer import RareMemoryBuffer as RareMemoryBuffer
     from raremix.memory.entries import BufferEntries as BufferEntries
+    from raremix.memory.limits import SamplesPerInsert as SamplesPerInsert
+    from raremix.memory.policies.base import Policy as Policy
+    from raremix.memory.policies.clusters import ClusterBalanced as ClusterBalanced
+    from raremix.memory.policies.redundancy import LeastRedundant as LeastRedundant
+    from raremix.memory.policies.simple import FIFO as FIFO
+    from raremix.memory.policies.simple import RarestK as RarestK
+    from raremix.memory.policies.simple import Reservoir as Reservoir
+    from raremix.memory.policies.simple import TwoTier as TwoTier
     from raremix.mixing.loader import MixedLoader as MixedLoader
     from raremix.mixing.sampler import Batch as Batch
     from raremix.mixing.sampler import BufferedMixSampler as BufferedMixSampler
@@ -70,6 +78,14 @@ _HOMES = {
     "OODDetector": "raremix.detection.detector",
     "QuantileThreshold": "raremix.detection.thresholds",
     "RareMemoryBuffer": "raremix.memory.buffer",
+    "TwoTier": "raremix.memory.policies.simple",
+    "SamplesPerInsert": "raremix.memory.limits",
+    "Reservoir": "raremix.memory.policies.simple",
+    "RarestK": "raremix.memory.policies.simple",
+    "Policy": "raremix.memory.policies.base",
+    "LeastRedundant": "raremix.memory.policies.redundancy",
+    "ClusterBalanced": "raremix.memory.policies.clusters",
+    "FIFO": "raremix.memory.policies.simple",
     "RaremixError": "raremix.errors",
     "RaremixWarning": "raremix.errors",
     "TwoScaleDistance": "raremix.detection.scorers.two_scale",

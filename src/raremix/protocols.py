@@ -154,5 +154,5 @@ class ReplaySource(Protocol):
     def advance(self, step: int) -> None:
         """Note that batch number ``step`` has been delivered and its feedback may come."""
 
-    def rewind(self) -> None:
-        """Forget the draws of batches that were not delivered; they will be drawn again."""
+    def rewind(self, number: int) -> None:
+        """Forget draws that were not delivered: batch ``number`` is the next to be drawn."""

@@ -4,11 +4,15 @@ Every random decision of the package comes from a generator seeded this way, so 
 for any number of workers and after a resume.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 
-__all__ = ["derive_seed", "seeded_generator"]
+__all__ = ["derive_seed", "seeded_generator", "uniforms"]
 
 _MASK = 2**64 - 1
+_GAMMA = 0x9E3779B97F4A7C15
 
 
 def derive_seed(*parts: int) -> int:
@@ -24,7 +28,7 @@ def derive_seed(*parts: int) -> int:
     """
     state = 0
     for part in parts:
-        state = (state + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = (state + (part & _MASK) + _GAMMA) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
@@ -34,3 +38,31 @@ def derive_seed(*parts: int) -> int:
 def seeded_generator(*parts: int) -> torch.Generator:
     """A CPU generator seeded by ``derive_seed``."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def uniforms(seed: int, count: int, *, start: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers ``start`` to ``start + count`` of the endless stream of this seed, each in [0, 1).
+
+    Integer arithmetic only, so they are the same on every platform and in every release; and some
+    microseconds cheaper than a generator that has to be seeded first.
+
+    Returns:
+        Float64 of shape (count,), multiples of 2**-53.
+
+    Source:
+        SplitMix64, as for ``derive_seed``.
+
+    Example:
+        >>> uniforms(1, 2).tolist() == [*uniforms(1, 1), *uniforms(1, 1, start=1)]
+        True
+    """
+    state = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    state *= np.uint64(_GAMMA)
+    state += np.uint64(seed & _MASK)
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    drawn: np.ndarray[Any, np.dtype[np.float64]] = (state >> np.uint64(11)) * 2.0**-53
+    return drawn

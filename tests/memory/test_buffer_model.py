@@ -52,15 +52,15 @@ class BufferAgainstModel(RuleBasedStateMachine):
     def build(self, capacity: int, budget: int | None) -> None:
         self.capacity, self.budget = capacity, budget
         self.buffer = RareMemoryBuffer(capacity, max_bytes=budget)
-        self.buffer.keep_history(HISTORY)
+        self.buffer.attach(HISTORY)
         self.step = -1
         self.heard = -1
         self.held: list[int] = []  # oldest first
         self.scores: dict[int, float] = {}
         self.crops: dict[int, Tensor | None] = {}
         self.uses: dict[int, int] = {}
-        self.after: dict[int, list[int]] = {}  # what was held after each step
-        self.viewed = -1
+        self.after: dict[int, list[int]] = {-1: []}  # what was held after each step
+        self.viewed = -2
         self.admissions = self.evictions = 0
 
     def model_admit(self, key: int, score: float, crop: Tensor | None) -> None:
@@ -164,12 +164,21 @@ class BufferAgainstModel(RuleBasedStateMachine):
         if self.step > self.viewed:
             self.after[self.step] = list(self.held)
 
-    @precondition(lambda self: self.step >= 0)
-    @rule(back=st.integers(0, HISTORY))
-    def view_an_earlier_step(self, back: int) -> None:
-        step = self.step - back
-        assert self.buffer.view(step) == (self.after[step] if step >= 0 else [])
+    @rule(back=st.integers(0, HISTORY - 1), seed=st.integers(0, 3))
+    def draw_from_an_earlier_step(self, back: int, seed: int) -> None:
+        number = self.step - back + HISTORY
+        step = max(self.step - back, -1)
+        drawn = self.buffer.draw_ahead(number, 100, taken={3}, below=11, seed=seed)
+        assert sorted(drawn.keys) == sorted(k for k in self.after[step] if k != 3 and k < 11)
+        assert set(drawn.probabilities) <= {1.0}
+        some = self.buffer.draw_ahead(number, 2, taken={3}, below=11, seed=seed)
+        assert some == self.buffer.draw_ahead(number, 2, taken={3}, below=11, seed=seed)
+        assert len(some.keys) == min(2, len(drawn.keys))
         self.viewed = max(self.viewed, step)
+
+    @rule()
+    def begin_the_next_iteration(self) -> None:
+        self.buffer.rewind(self.step + 1)
 
     @rule(count=st.integers(0, 6), seed=st.integers(0, 3))
     def draw(self, count: int, seed: int) -> None:
@@ -186,11 +195,13 @@ class BufferAgainstModel(RuleBasedStateMachine):
         file.seek(0)
         self.buffer = RareMemoryBuffer(self.capacity, max_bytes=self.budget)
         self.buffer.load_state_dict(torch.load(file, weights_only=True))
+        self.viewed = min(self.viewed, self.step)  # what was drawn ahead will be drawn again
 
     @rule()
     def copy_deeply(self) -> None:
         twin = copy.deepcopy(self.buffer)
         original, self.buffer = self.buffer, twin
+        self.viewed = min(self.viewed, self.step)
         original.admit(BufferEntries(torch.tensor([99]), torch.ones(1), None))
         assert 99 not in twin
 

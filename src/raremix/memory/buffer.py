@@ -1,19 +1,15 @@
-"""The memory of rare samples: which there are now, and which there were some steps ago.
+"""The memory of rare samples: who is admitted, who is refreshed, who leaves.
 
-Loader workers draw batches ahead of training. So that what they draw does not depend on how far
-ahead they are, the buffer can answer for an earlier step: an entry that has left stays known until
-no draw can ask for its time any more. The buffer does not know why a sample is rare, and it reads
-no images.
+What a policy decides is in ``policies``; how a draw looks back is in ``replays``. The buffer does
+not know why a sample is rare, and it reads no images.
 """
 
 import copy
-import math
 import os
+import threading
 import warnings
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from itertools import takewhile
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.utils.data
@@ -28,81 +24,152 @@ from raremix.errors import (
     RaremixWarning,
 )
 from raremix.inputs import ArrayLike, as_ids
-from raremix.memory.entries import NEVER, BufferEntries, Drawn, Entry, as_entries
-from raremix.options import check_count
+from raremix.memory.entries import BufferEntries, Drawn
+from raremix.memory.held import Held
+from raremix.memory.limits import SamplesPerInsert, UseLimits
+from raremix.memory.metrics import described
+from raremix.memory.offers import Layout, Offers, checked_crops, unit_features
+from raremix.memory.policies import FIFO, Policy
+from raremix.memory.replays import Replays
+from raremix.memory.saving import load_content, saved_content
+from raremix.memory.store import Store
+from raremix.options import check_choice, check_count, check_number
 from raremix.protocols import BatchRows, Flags, State
-from raremix.seeds import seeded_generator
-from raremix.state import check_settings, open_state, sealed_state
 
 __all__ = ["RareMemoryBuffer"]
 
 
 class RareMemoryBuffer:
-    """The last ``capacity`` rare samples: first in, first out, each held once.
+    """A memory of rare samples, each held once; first in, first out unless told otherwise.
 
     It owns what it holds: crops are copied on the way in. A sample that is found rare again keeps
-    its place and gets the new score, and a replayed sample is never admitted anew, so a buffer
-    does not feed on itself.
+    its place and gets the new score and feature, and a replayed sample is never admitted anew, so a
+    buffer does not feed on itself. Replays are matched by the number of the entry they were drawn
+    from: what comes back for an entry that has left meanwhile changes nothing.
 
-    Under torch.distributed, ``add`` is a collective call: the samples found rare on all ranks are
-    gathered, and every rank holds the same entries.
+    Under torch.distributed, ``add`` and ``admit`` are collective calls unless ``layout`` is "local".
 
     Args:
         capacity: The most samples held, at least 1. An entry without crop takes a few hundred
             bytes, so a buffer of ids may be large.
         max_bytes: The most bytes of crops held; None for no limit besides ``capacity``.
+        policy: Who is admitted, who leaves and who is drawn: ``FIFO()``, ``Reservoir()``, ``RarestK()``,
+            ``LeastRedundant()``, ``ClusterBalanced()``, ``TwoTier()``, or a ``Policy`` of your own.
+        max_uses: An entry is drawn at most so often, and leaves when the last replay has come
+            back. Each rank counts its own draws. None for no limit.
+        cooldown_steps: For so many batches after one that an entry was drawn for, it is not drawn.
+        max_age_steps: An entry leaves when it has been held for more steps. None for no limit.
+        samples_per_insert: Holds replays per admission near a ratio; see ``SamplesPerInsert``.
+        min_distance: A sample is refused if the feature of an entry is nearer than that, in
+            cosine distance (1 - cosine, in [0, 2]); needs features. 0 admits everything.
+        layout: Under torch.distributed, "replicated": every rank holds all entries, and any rank's
+            state serves all. "sharded": each key is held by one rank, so memory adds up; states
+            must be saved on every rank. "local": every rank knows its own samples only, nothing is sent.
+        seed: Of what a policy draws for itself, such as a reservoir's coin.
 
     Source:
         First in, first out is the rule this project began from, with 32 entries.
 
     Example:
         >>> buffer = RareMemoryBuffer(capacity=2)
-        >>> found = BufferEntries(torch.tensor([7, 8, 9]), torch.tensor([3.0, 2.0, 4.0]), None)
-        >>> buffer.admit(found)
+        >>> buffer.admit(BufferEntries(torch.tensor([7, 8, 9]), torch.tensor([3.0, 2.0, 4.0])))
         3
         >>> buffer.keys
         tensor([8, 9])
     """
 
-    def __init__(self, capacity: int, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        max_bytes: int | None = None,
+        policy: Policy | None = None,
+        max_uses: int | None = None,
+        cooldown_steps: int = 0,
+        max_age_steps: int | None = None,
+        samples_per_insert: SamplesPerInsert | None = None,
+        min_distance: float = 0.0,
+        layout: Layout = "replicated",
+        seed: int = 0,
+    ) -> None:
         caller = "RareMemoryBuffer"
         self.capacity = check_count(caller, "capacity", capacity, least=1)
         self.max_bytes = (
             None if max_bytes is None else check_count(caller, "max_bytes", max_bytes, least=1)
         )
-        self._living: dict[int, Entry] = {}  # in order of admission
-        self._left: deque[Entry] = deque()  # in order of leaving, while a draw may ask for them
-        self._history_steps = 0  # 0 until a sampler draws from this buffer
-        self._bytes = 0
+        self.policy = FIFO() if policy is None else policy
+        if not isinstance(self.policy, Policy):
+            raise OptionError(
+                f"{caller} expects policy as an object such as FIFO() or RarestK(), got {policy!r}."
+            )
+        if samples_per_insert is not None and not isinstance(samples_per_insert, SamplesPerInsert):
+            raise OptionError(
+                f"{caller} expects samples_per_insert as SamplesPerInsert(ratio, error), got "
+                f"{samples_per_insert!r}."
+            )
+        self.limits = UseLimits(max_uses, cooldown_steps, max_age_steps)
+        self.samples_per_insert = samples_per_insert
+        self.min_distance = check_number(caller, "min_distance", min_distance, least=0.0, most=2.0)
+        check_choice(caller, "layout", layout, get_args(Layout))
+        self.layout: Layout = layout
+        self.seed = seed
         self._step = -1  # the last step that may still get feedback
         self._heard = -1  # the last step that did
-        self._viewed = -1  # the last step that a draw has relied on
-        self._counts = dict.fromkeys(("admissions", "evictions", "late", "stale", "replays"), 0)
+        self._replays = Replays(
+            self.policy, self.limits, samples_per_insert, self._share_of_admissions
+        )
+        self._store = self._empty_store()
         self._pid = os.getpid()
+        # Feedback may come from the thread of a callback while the loader draws.
+        self._lock = threading.RLock()
+
+    def _empty_store(self) -> Store:
+        return Store(
+            Held(self.capacity, self.policy.columns, self._replays.columns),
+            self.policy,
+            self.limits,
+            self.samples_per_insert,
+            max_bytes=self.max_bytes,
+            min_distance=self.min_distance,
+            seed=self.seed,
+        )
+
+    @property
+    def _held(self) -> Held:
+        return self._store.held
 
     def __repr__(self) -> str:
-        return f"RareMemoryBuffer(capacity={self.capacity}, held={len(self)})"
+        return (
+            f"RareMemoryBuffer(capacity={self.capacity}, policy={self.policy!r}, held={len(self)})"
+        )
 
     def __len__(self) -> int:
-        return len(self._living)
+        return len(self._held)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._living
+        return key in self._held.rows.place
 
     @property
     def keys(self) -> Tensor:
-        """(n,) int64, the ids held, oldest first."""
-        return torch.tensor(list(self._living), dtype=torch.int64)
+        """(n,) int64, the ids held, those first that were admitted first."""
+        return self.entries.keys
 
     @property
     def entries(self) -> BufferEntries:
-        """Copies of what is held, oldest first."""
-        return as_entries(self._living.values())
+        """Copies of what is held, those first that were admitted first."""
+        with self._lock:
+            order = self._held.rows["entry"].argsort()
+            return self._store.entries(order.tolist(), self._step)
 
     @property
     def nbytes(self) -> int:
         """Bytes of pixels held."""
-        return self._bytes
+        return self._store.pixels.nbytes
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether ``add`` must be given features, for the policy or for ``min_distance``."""
+        return self.policy.needs_features or self.min_distance > 0
 
     # ------------------------------------------------------------------ feeding
 
@@ -112,8 +179,9 @@ class RareMemoryBuffer:
         detection: Flags,
         *,
         crops: Tensor | None = None,
+        features: ArrayLike | None = None,
     ) -> int:
-        """Admit the rare rows of a batch, and refresh the scores of those already held.
+        """Admit the rare rows of a batch, and refresh what is known of those already held.
 
         Call it once for each batch of training. Feedback for a batch that comes twice, or so late
         that later draws have been made without it, is counted in ``metrics`` and changes nothing.
@@ -126,23 +194,27 @@ class RareMemoryBuffer:
             detection: What ``OODDetector.observe`` said of the rows.
             crops: (batch, channels, height, width) uint8 pixels to keep for the admitted rows; they
                 are copied. All crops of a buffer have one shape.
+            features: (batch, dim) floats that tell how alike two samples are, such as the
+                embeddings; kept as float32 unit rows. Needed by some policies.
 
         Returns:
             How many samples were admitted.
 
         Raises:
-            EmbeddingShapeError: If ids, scores and flags are not all of shape (batch,).
-            OptionError: If crops are not uint8, differ in shape, or one alone exceeds ``max_bytes``.
+            EmbeddingShapeError: If ids, scores, flags and features are not of batch rows each.
+            OptionError: If crops are not uint8, differ in shape, or one alone exceeds ``max_bytes``;
+                or if features are needed and not given.
             BufferProcessError: If called in another process than the one that made the buffer.
         """
         self._guard("add")
         if isinstance(batch, BatchRows):
             rows: BatchRows | None = batch
-            ids, replayed = batch.ids, batch.is_replay.cpu()
+            ids, replayed = batch.ids.cpu(), batch.is_replay.cpu()
+            entry = getattr(batch, "entry", None)
         else:
-            rows = None
+            rows, entry = None, None
             ids = as_ids(cast("ArrayLike", batch), caller="RareMemoryBuffer.add")
-            replayed = torch.zeros(len(ids), dtype=torch.bool)
+            replayed = torch.zeros(len(ids), dtype=torch.bool, device="cpu")
         if not (hasattr(detection, "scores") and hasattr(detection, "is_rare")):
             raise OptionError(
                 "RareMemoryBuffer.add expects what OODDetector.observe returned, with scores and "
@@ -155,43 +227,28 @@ class RareMemoryBuffer:
                 f"got scores of shape {tuple(scores.shape)} and flags of shape "
                 f"{tuple(is_rare.shape)}; pass the detection of exactly this batch."
             )
-        self._check_crops(crops, len(ids))
-        return self._gather_and_take_in(
-            self._open_step(rows), ids, scores, is_rare.to(torch.bool), replayed, crops
-        )
-
-    def _gather_and_take_in(
-        self,
-        step: int | None,
-        ids: Tensor,
-        scores: Tensor,
-        is_rare: Tensor,
-        replayed: Tensor,
-        crops: Tensor | None,
-    ) -> int:
-        known = torch.tensor([int(key) in self._living for key in ids.tolist()], dtype=torch.bool)
-        wanted = is_rare & ~replayed & torch.isfinite(scores)
-        told = replayed | wanted | known
-        ids, scores, wanted, replayed = (
-            distributed.gather_rows(part[told]) for part in (ids, scores, wanted, replayed)
-        )
-        if crops is not None:
-            crops = distributed.gather_rows(crops.detach().cpu()[told])
-        if step is None:
-            self._counts["late"] += 1
-            if self._counts["late"] == 1:
-                warnings.warn(
-                    "RareMemoryBuffer.add got feedback for a batch that had its feedback already, "
-                    "or so late that later batches were drawn without it, and ignored it. Call add "
-                    "once for each batch, before the next is asked for, and give every loader a "
-                    'buffer of its own; metrics()["late"] counts further ones.',
-                    RaremixWarning,
-                    stacklevel=4,
-                )
-            return 0
-        return self._take_in(
-            step, ids.tolist(), scores.tolist(), wanted.tolist(), replayed.tolist(), crops
-        )
+        offers = self._checked(ids, scores, crops, features, caller="RareMemoryBuffer.add")
+        with self._lock:
+            step = self._open_step(rows)
+            place = self._held.rows.place
+            known = torch.tensor([k in place for k in ids.tolist()], dtype=torch.bool, device="cpu")
+            wanted = is_rare.to(torch.bool) & ~replayed & torch.isfinite(scores)
+            offers = Offers(
+                offers.keys,
+                offers.scores,
+                offers.entry if entry is None else entry.cpu(),
+                wanted,
+                replayed,
+                offers.crops,
+                offers.features,
+            ).of(replayed | wanted | known)
+            offers = offers.shared(self.layout)
+            if step is None:
+                self._store.counts["late"] += 1
+                if self._store.counts["late"] == 1:
+                    _warn_of_late_feedback()
+                return 0
+            return self._take_in(step, offers)
 
     def admit(self, entries: BufferEntries) -> int:
         """Admit samples that are known to be rare, at any time, besides the feedback of batches.
@@ -199,13 +256,13 @@ class RareMemoryBuffer:
         Under torch.distributed a collective call, like ``add``.
 
         Args:
-            entries: Their ids, scores and, if the buffer shall hold them, crops.
+            entries: Their ids, scores and, if the buffer shall hold them, crops and features.
 
         Returns:
-            How many were admitted; the others were held already, or had no finite score.
+            How many were admitted; the others were held already, refused, or had no finite score.
 
         Raises:
-            EmbeddingShapeError: If ids and scores have different lengths.
+            EmbeddingShapeError: If ids, scores and features have different lengths.
             OptionError: As for ``add``.
             BufferProcessError: As for ``add``.
         """
@@ -217,140 +274,98 @@ class RareMemoryBuffer:
                 f"RareMemoryBuffer.admit got {len(ids)} ids for scores of shape "
                 f"{tuple(scores.shape)}; pass one score per id."
             )
-        self._check_crops(entries.crops, len(ids))
-        every = torch.ones(len(ids), dtype=torch.bool)
-        return self._gather_and_take_in(self._now(), ids, scores, every, ~every, entries.crops)
+        offers = self._checked(
+            ids, scores, entries.crops, entries.features, caller="RareMemoryBuffer.admit"
+        )
+        with self._lock:
+            offers = offers.shared(self.layout)
+            return self._take_in(max(self._step, self._replays.viewed + 1), offers)
 
-    def _now(self) -> int:
-        """The first step that no draw has relied on yet."""
-        return max(self._step, self._viewed + 1)
+    def _checked(
+        self,
+        ids: Tensor,
+        scores: Tensor,
+        crops: Tensor | None,
+        features: ArrayLike | None,
+        *,
+        caller: str,
+    ) -> Offers:
+        """All rows as offers, wanted if they have a finite score."""
+        checked_crops(crops, len(ids), caller=caller)
+        held = self._store.pixels.shape
+        if crops is not None and held is not None and held != crops.shape[1:]:
+            raise OptionError(
+                f"{caller} got crops of shape {tuple(crops.shape[1:])}, but holds crops of shape "
+                f"{held}; resize them to one shape."
+            )
+        size = crops[0].nbytes if crops is not None and len(crops) else 0
+        if self.max_bytes is not None and size > self.max_bytes:
+            raise OptionError(
+                f"{caller} got crops of {size} bytes each, more than max_bytes={self.max_bytes}; "
+                "raise max_bytes or pass smaller crops."
+            )
+        known = self._held.features
+        dim = None if known is None else known.shape[1]
+        units = unit_features(features, len(ids), dim, caller=caller)
+        if units is None and len(ids) and (self.needs_features or known is not None):
+            raise OptionError(
+                f"{caller} needs features for {self.policy!r} with min_distance="
+                f"{self.min_distance:g}; pass the embeddings of the rows as features=."
+            )
+        if units is not None and known is None and len(self):
+            raise OptionError(
+                f"{caller} got features, but holds {len(self)} entries without; pass features from "
+                "the first call on."
+            )
+        own = ids.to(torch.int64).cpu()
+        none = torch.full_like(own, -1)
+        fresh = torch.zeros(len(own), dtype=torch.bool, device="cpu")
+        finite = torch.isfinite(scores)
+        return Offers(
+            own,
+            scores.to(torch.float64),
+            none,
+            finite,
+            fresh,
+            None if crops is None else crops.detach(),
+            units,
+        )
 
     def _open_step(self, batch: BatchRows | None) -> int | None:
         """The step this feedback belongs to, or None if it comes twice or too late."""
+        attached = self._replays.timeline.lag > 0
         if batch is not None and batch.step > self._step:
             self.advance(batch.step)
-        if batch is None and self._step < 0 and self._history_steps:
-            return self._now()  # filled before the first batch, which gets its own feedback
-        if batch is None and self._heard == self._step and not self._history_steps:
+        if batch is None and self._step < 0 and attached:
+            return self._step  # filled before the first batch, which gets its own feedback
+        if batch is None and self._heard == self._step and not attached:
             self.advance(self._step + 1)  # nobody counts the batches, so each call is one
         step = self._step if batch is None else batch.step
-        if step <= self._heard or step <= self._viewed:
+        if step <= self._heard or step <= self._replays.viewed:
             return None
         self._heard = step
         return step
 
-    def _take_in(
-        self,
-        step: int,
-        keys: list[int],
-        scores: list[float],
-        wanted: list[bool],
-        replayed: list[bool],
-        crops: Tensor | None,
-    ) -> int:
-        admitted = 0
-        step = max(step, self._latest())  # entries are born and leave in order, as view relies on
-        for row, (key, score) in enumerate(zip(keys, scores, strict=True)):
-            held = self._living.get(key)
-            if replayed[row]:
-                self._counts["replays"] += 1
-            if held is not None:
-                held.uses += int(replayed[row])
-                if math.isfinite(score):
-                    held.score = score
-            elif replayed[row]:
-                self._counts["stale"] += 1  # it left between being drawn and being seen
-            elif wanted[row]:
-                crop = None if crops is None else crops[row].clone()
-                self._living[key] = Entry(key, score, born=step, crop=crop)
-                self._bytes += 0 if crop is None else crop.nbytes
-                admitted += 1
-                self._counts["admissions"] += 1
-                self._make_room(step)
-        self._forget()
-        return admitted
-
-    def _latest(self) -> int:
-        """The last step in which an entry came or left, as far as that is remembered."""
-        born = next(reversed(self._living.values())).born if self._living else -1
-        return max(born, self._left[-1].died) if self._left else born
-
-    def _make_room(self, step: int) -> None:
-        while len(self._living) > self.capacity or (
-            self.max_bytes is not None and self._bytes > self.max_bytes
-        ):
-            oldest = self._living.pop(next(iter(self._living)))
-            self._bytes -= 0 if oldest.crop is None else oldest.crop.nbytes
-            oldest.died, oldest.crop = step, None
-            self._left.append(oldest)
-            self._counts["evictions"] += 1
-
-    def _forget(self) -> None:
-        """Drop entries that left before any step a draw may still ask for."""
-        oldest_view = self._step - self._history_steps
-        while self._left and (self._left[0].died <= oldest_view or not self._history_steps):
-            self._left.popleft()
-
-    def _check_crops(self, crops: Tensor | None, length: int) -> None:
-        if crops is None:
-            return
-        if crops.dtype != torch.uint8 or crops.ndim != 4 or len(crops) != length:
-            raise OptionError(
-                f"RareMemoryBuffer.add expects crops as uint8 of shape ({length}, channels, height, "
-                f"width), got {crops.dtype} of shape {tuple(crops.shape)}; keep the pixels from "
-                "before normalisation."
-            )
-        held = next((e.crop for e in self._living.values() if e.crop is not None), None)
-        if held is not None and held.shape != crops.shape[1:]:
-            raise OptionError(
-                f"RareMemoryBuffer.add got crops of shape {tuple(crops.shape[1:])}, but holds crops "
-                f"of shape {tuple(held.shape)}; resize them to one shape."
-            )
-        if self.max_bytes is not None and length and crops[0].nbytes > self.max_bytes:
-            raise OptionError(
-                f"RareMemoryBuffer.add got crops of {crops[0].nbytes} bytes each, more than "
-                f"max_bytes={self.max_bytes}; raise max_bytes or pass smaller crops."
-            )
+    def _take_in(self, step: int, offers: Offers) -> int:
+        timeline = self._replays.timeline
+        # Entries come and leave in order of steps, as draws that look back rely on.
+        step = max(step, timeline.last_change)
+        self._held.record = lambda change: timeline.record(step, change)
+        return self._store.take_in(offers, step)
 
     # ------------------------------------------------------------------ drawing
 
     def attach(self, lag: int) -> None:
-        """Stay able to answer ``draw_ahead`` for this many steps back."""
-        self.keep_history(lag)
+        """Learn that a sampler begins, whose draw number j reads what was held after step j - lag."""
+        with self._lock:
+            if self._replays.timeline.lag != lag:
+                self._begin(lag)
 
-    def rewind(self) -> None:
-        """Forget the draws of batches that were not delivered; they will be drawn again."""
-
-    def draw_ahead(
-        self, number: int, count: int, *, taken: Collection[int], below: int | None, seed: int
-    ) -> Drawn:
-        """Draw from what was held ``lag`` steps before batch ``number``."""
-        step = number - self._history_steps
-        held = self.view(step) if count else []
-        chosen: list[int] = []
-        order = torch.randperm(len(held), generator=seeded_generator(seed))
-        for index in order.tolist():
-            key = held[index]
-            if key not in taken and (below is None or 0 <= key < below):
-                chosen.append(key)
-                if len(chosen) == count:
-                    break
-        none = [0] * len(chosen)
-        chance = len(chosen) / max(len(held), 1)
-        return Drawn(chosen, none, [chance] * len(chosen), none)
-
-    def keep_history(self, steps: int) -> None:
-        """Stay able to answer ``view`` for this many steps back."""
-        if not self._history_steps:
-            self._count_anew()
-        self._history_steps = max(self._history_steps, steps)
-
-    def _count_anew(self) -> None:
-        """Keep what is held, as if it had been there before the first step."""
-        for entry in self._living.values():
-            entry.born = -1
-        self._left.clear()
-        self._step = self._heard = self._viewed = -1
+    def _begin(self, lag: int) -> None:
+        """Count from 0: what is held was there before the first step."""
+        self._held.rows["born"][:] = -1
+        self._replays.begin(self._held.rows, lag)
+        self._step = self._heard = -1
 
     def advance(self, step: int) -> None:
         """Say that batch number ``step`` has been delivered and its feedback may come.
@@ -361,124 +376,127 @@ class RareMemoryBuffer:
             LagError: If a sampler draws from this buffer and ``step`` does not follow the last.
         """
         self._guard("advance")
-        if step == 0 <= self._step:
-            self._count_anew()
-        if self._history_steps and step not in (self._step, self._step + 1):
-            raise LagError(
-                f"RareMemoryBuffer was told of batch {step} when it was at batch {self._step}: "
-                "loader and buffer do not belong together. Load the states of both, saved at the "
-                "same time, and give two loaders that run at once a buffer each."
-            )
-        self._step = max(self._step, step)
+        with self._lock:
+            lag = self._replays.timeline.lag
+            if step == 0 <= self._step:
+                self._begin(lag)
+            if lag and step not in (self._step, self._step + 1):
+                raise _apart(f"told of batch {step}", self._step)
+            self._step = max(self._step, step)
+            self._replays.advance(self._step, self._held.rows)
 
-    def view(self, step: int) -> list[int]:
-        """The keys held after the feedback of ``step``, oldest first; none for a negative step.
+    def rewind(self, number: int) -> None:
+        """Forget the draws that were not delivered; batch ``number`` is the next to be drawn.
 
         Raises:
-            LagError: If ``step`` lies further back than ``keep_history`` asked for.
+            LagError: If that does not follow the last batch delivered, and is not 0, with which a
+                new loader begins.
         """
-        if step < 0:
-            return []
-        if step < self._step - self._history_steps:
-            raise LagError(
-                f"RareMemoryBuffer.view was asked for what it held after batch {step}, but it is at "
-                f"batch {self._step} and remembers {self._history_steps} batches. Load the states of "
-                "buffer and loader together, and give two loaders that run at once a buffer each."
+        with self._lock:
+            if number == 0 <= self._step:
+                self._begin(self._replays.timeline.lag)
+            if number != self._step + 1:
+                raise _apart(f"asked to draw from batch {number} on", self._step)
+            self._replays.rewind()
+
+    def draw_ahead(
+        self, number: int, count: int, *, taken: Collection[int], below: int | None, seed: int
+    ) -> Drawn:
+        """Draw for batch ``number`` from what was held ``lag`` steps before; see ``ReplaySource``.
+
+        Raises:
+            LagError: If that step has not had its feedback yet.
+        """
+        with self._lock:
+            return self._replays.ahead(
+                number, count, now=self._step, taken=taken, below=below, seed=seed
             )
-        self._viewed = max(self._viewed, step)
-        gone = [e.key for e in self._left if e.born <= step < e.died]
-        newest_first = reversed(self._living.values())
-        newer = sum(1 for _ in takewhile(lambda entry: entry.born > step, newest_first))
-        return gone + list(self._living)[: len(self._living) - newer]
 
     def draw(self, count: int, *, generator: torch.Generator | None = None) -> BufferEntries:
-        """Draw entries at random, each at most once.
+        """Draw from what is held now, each entry at most once, within the limits of the buffer.
 
         Args:
-            count: How many; fewer come if fewer are held.
+            count: How many; fewer come if fewer may be drawn.
             generator: A CPU generator; torch's default one if not given.
 
         Returns:
             Copies of the entries drawn; none of them if the buffer is empty.
         """
         count = check_count("RareMemoryBuffer.draw", "count", count, least=0)
-        held = list(self._living.values())
-        order = torch.randperm(len(held), generator=generator)[:count].tolist()
-        return as_entries(held[index] for index in order)
+        number = torch.randint(2**62, (1,), generator=generator, device="cpu")
+        with self._lock:
+            held = self._held.rows
+            drawn = self._replays.at_once(held, count, step=self._step, seed=int(number))
+            places = [held.place[key] for key in drawn.keys]
+            return self._store.entries(places, self._step, drawn.probabilities)
 
-    # ------------------------------------------------------------------ looking
+    def _share_of_admissions(self) -> float:
+        """Of a replicated buffer every rank replays its part; of the others, all that it holds."""
+        return 1.0 / distributed.world_size() if self.layout == "replicated" else 1.0
+
+    # ------------------------------------------------------------------ looking, saving
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for a logger.
 
-        ``size`` and ``bytes`` held; ``admissions`` and ``evictions`` so far; ``replays`` seen;
-        ``uses_mean`` and ``uses_max`` of the entries held; ``age_mean`` in steps; ``score_mean``;
-        ``late`` feedback ignored; ``stale`` replays of entries that had left.
+        ``size`` and ``bytes`` held; ``admissions`` and ``evictions`` so far, of the latter
+        ``expired`` by age and ``used_up``; ``refused_policy``, ``refused_duplicate`` and
+        ``refused_rate``; ``replays`` seen, ``stale`` ones of entries that had left, ``late``
+        feedback ignored; ``uses_mean``, ``uses_max``, ``age_p50`` and ``age_p95`` (steps) and
+        ``score_mean`` of the entries held; ``neighbour_similarity``, the mean cosine of an entry's
+        feature to the nearest other (of at most 512 entries; NaN without features); ``lag`` in
+        force, ``draw_ahead_max`` batches seen, ``outside``: times an id held lay outside the dataset.
         """
-        held = list(self._living.values())
-        uses = [entry.uses for entry in held]
-        count = max(len(held), 1)
-        return {
-            "size": float(len(held)),
-            "bytes": float(self._bytes),
-            **{name: float(value) for name, value in self._counts.items()},
-            "uses_mean": sum(uses) / count,
-            "uses_max": float(max(uses, default=0)),
-            "age_mean": sum(max(self._step - entry.born, 0) for entry in held) / count,
-            "score_mean": sum(entry.score for entry in held) / count,
-        }
-
-    # ------------------------------------------------------------------ saving
+        with self._lock:
+            return described(self._held, self._store.counts, self._replays, self.nbytes, self._step)
 
     def state_dict(self) -> State:
         """A deep copy of everything, in tensors and numbers; loads with ``weights_only=True``."""
-        entries = [*self._left, *self._living.values()]
-        content: State = {
-            "capacity": self.capacity,
-            "max_bytes": self.max_bytes,
-            "keys": torch.tensor([e.key for e in entries], dtype=torch.int64),
-            "scores": torch.tensor([e.score for e in entries], dtype=torch.float64),
-            "born": torch.tensor([e.born for e in entries], dtype=torch.int64),
-            "died": torch.tensor([e.died for e in entries], dtype=torch.int64),
-            "uses": torch.tensor([e.uses for e in entries], dtype=torch.int64),
-            "crops": [None if e.crop is None else e.crop.clone() for e in entries],
-            "step": self._step,
-            "heard": self._heard,
-            "viewed": self._viewed,
-            "history_steps": self._history_steps,
-            "counts": dict(self._counts),
-        }
-        return sealed_state("RareMemoryBuffer", 1, content)
+        with self._lock:
+            return saved_content(
+                self._settings(),
+                self._held,
+                self._store.pixels,
+                {**self._replays.state(), **self._cursors()},
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; capacity and max_bytes must be those it was saved with.
+        """Take over a saved state; the settings must be those it was saved with.
 
         Raises:
             StateMismatchError: Naming what differs.
         """
         self._guard("load_state_dict")
-        columns = ("keys", "scores", "born", "died", "uses", "crops")
-        cursors = ("step", "heard", "viewed", "history_steps", "counts")
-        keys = ("capacity", "max_bytes", *columns, *cursors)
-        content = open_state(state, kind="RareMemoryBuffer", version=1, keys=keys)
-        own = {"capacity": self.capacity, "max_bytes": self.max_bytes}
-        check_settings("RareMemoryBuffer", content, own)
-        entries = [
-            Entry(key, score, born, died, uses, None if crop is None else crop.cpu().clone())
-            for key, score, born, died, uses, crop in zip(
-                *(content[name].tolist() for name in columns[:-1]), content["crops"], strict=True
-            )
-        ]
-        self._left = deque(entry for entry in entries if entry.died != NEVER)
-        self._living = {entry.key: entry for entry in entries if entry.died == NEVER}
-        self._bytes = sum(0 if e.crop is None else e.crop.nbytes for e in entries)
-        self._step, self._heard = content["step"], content["heard"]
-        # Draws that were made ahead and never delivered will be made again.
-        self._viewed = min(content["viewed"], self._step)
-        self._counts = dict(content["counts"])
-        if self._history_steps and not content["history_steps"]:
-            self._count_anew()  # it was filled without a loader, which counts from 0
-        self._history_steps = max(self._history_steps, content["history_steps"])
+        with self._lock:
+            store = self._empty_store()
+            content = load_content(state, self._settings(), store.held, store.pixels)
+            store.counts = dict(content["counts"])
+            lag = self._replays.timeline.lag
+            self._store = store
+            self._step, self._heard = content["step"], content["heard"]
+            self._replays.load(content, self._step)
+            if lag and lag != self._replays.timeline.lag:
+                self._begin(lag)  # it was filled without this loader, which counts from 0
+
+    def _settings(self) -> dict[str, Any]:
+        rate = self.samples_per_insert
+        return {
+            "capacity": self.capacity,
+            "max_bytes": self.max_bytes,
+            "policy": repr(self.policy),
+            "max_uses": self.limits.max_uses,
+            "cooldown_steps": self.limits.cooldown_steps,
+            "max_age_steps": self.limits.max_age_steps,
+            "samples_per_insert": None if rate is None else [rate.ratio, rate.error],
+            "min_distance": self.min_distance,
+            "layout": self.layout,
+            # A shard is of use only where keys are shared out in the same way.
+            "ranks": distributed.world_size() if self.layout == "sharded" else None,
+            "seed": self.seed,
+        }
+
+    def _cursors(self) -> dict[str, Any]:
+        return {"step": self._step, "heard": self._heard, "counts": dict(self._store.counts)}
 
     def _guard(self, call: str) -> None:
         if torch.utils.data.get_worker_info() is not None or os.getpid() != self._pid:
@@ -496,7 +514,37 @@ class RareMemoryBuffer:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RareMemoryBuffer":
-        twin = RareMemoryBuffer(self.capacity, max_bytes=self.max_bytes)
+        twin = RareMemoryBuffer(
+            self.capacity,
+            max_bytes=self.max_bytes,
+            policy=self.policy,
+            max_uses=self.limits.max_uses,
+            cooldown_steps=self.limits.cooldown_steps,
+            max_age_steps=self.limits.max_age_steps,
+            samples_per_insert=self.samples_per_insert,
+            min_distance=self.min_distance,
+            layout=self.layout,
+            seed=self.seed,
+        )
         memo[id(self)] = twin
         twin.load_state_dict(copy.deepcopy(self.state_dict(), memo))
         return twin
+
+
+def _apart(what: str, step: int) -> LagError:
+    return LagError(
+        f"RareMemoryBuffer was {what} when it was at batch {step}: loader and buffer do not belong "
+        "together. Load the states of both, saved at the same time, and give two loaders that run "
+        "at once a buffer each."
+    )
+
+
+def _warn_of_late_feedback() -> None:
+    warnings.warn(
+        "RareMemoryBuffer.add got feedback for a batch that had its feedback already, or so late "
+        "that later batches were drawn without it, and ignored it. Call add once for each batch, "
+        "before the next is asked for, and give every loader a buffer of its own; "
+        'metrics()["late"] counts further ones.',
+        RaremixWarning,
+        stacklevel=3,
+    )

@@ -321,7 +321,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         # Batches drawn by an iterator that was left early were never trained on: they are drawn
         # again, under the same numbers.
         self._in_flight.clear()
-        self.buffer.rewind()
+        self.buffer.rewind(self._delivered)
         if self._position and not self._resumed:
             self._begin_epoch(self.epoch + (0 if self._chosen else 1))
         self._chosen = False

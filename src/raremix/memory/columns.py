@@ -1,0 +1,91 @@
+"""Entries as columns: place 0 to n - 1, kept without gaps.
+
+It knows no policy and no time. The same columns serve what is held now and what was held before.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "Columns"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_FIRST_ROOM = 16
+
+
+class Columns:
+    """Columns of numbers by name, one row an entry; the last row moves into a gap that arises.
+
+    Args:
+        dtypes: The dtype of each column; "key" is one of them, and no key comes twice.
+
+    Attributes:
+        place: Where the row of each key is.
+        came: How many rows were ever appended.
+    """
+
+    def __init__(self, dtypes: Mapping[str, str]) -> None:
+        self._arrays: dict[str, Array] = {
+            name: np.empty(_FIRST_ROOM, dtype) for name, dtype in dtypes.items()
+        }
+        self.place: dict[int, int] = {}
+        self.came = 0
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __getitem__(self, name: str) -> Array:
+        """The rows of a column, as a view: what is written to it is kept."""
+        return self._arrays[name][: len(self.place)]
+
+    def append(self, values: Mapping[str, Any]) -> int:
+        """Add a row and return its place."""
+        place = len(self.place)
+        for name, array in self._arrays.items():
+            if place == len(array):
+                array = self._arrays[name] = np.concatenate([array, np.empty_like(array)])
+            array[place] = values[name]
+        self.place[int(values["key"])] = place
+        self.came += 1
+        return place
+
+    def remove(self, place: int) -> int:
+        """Take a row out; the last one moves there. Returns where the last one was."""
+        last = len(self.place) - 1
+        keys = self._arrays["key"]
+        del self.place[int(keys[place])]
+        if place != last:
+            self.place[int(keys[last])] = place
+            for array in self._arrays.values():
+                array[place] = array[last]
+        return last
+
+    def row(self, place: int) -> dict[str, Any]:
+        """One row, as plain numbers."""
+        return {name: array[place].item() for name, array in self._arrays.items()}
+
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._arrays)
+
+    def copy(self) -> "Columns":
+        """Columns of their own, equal to these."""
+        twin = Columns({})
+        twin._arrays = {name: array.copy() for name, array in self._arrays.items()}
+        twin.place, twin.came = self.place.copy(), self.came
+        return twin
+
+    def taken(self) -> dict[str, Array]:
+        """Copies of all columns."""
+        return {name: self[name].copy() for name in self._arrays}
+
+    def fill(self, columns: Mapping[str, Array], came: int) -> None:
+        """Hold these rows instead, in these places, as if ``came`` had ever been appended."""
+        self.came = came
+        for name, array in self._arrays.items():
+            given = np.asarray(columns[name]).astype(array.dtype)
+            spare = np.empty(_FIRST_ROOM, array.dtype)
+            self._arrays[name] = np.concatenate([given, spare])
+        self.place = {int(key): place for place, key in enumerate(columns["key"].tolist())}

@@ -1,0 +1,98 @@
+"""What a policy sees of a buffer: the entries now held, their features, and what it keeps of its own.
+
+It knows which changes have to be written down, and to whom to tell them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raremix.memory.columns import Array, Columns
+from raremix.memory.timeline import Change
+
+__all__ = ["BASE_COLUMNS", "Held"]
+
+BASE_COLUMNS = {
+    "key": "int64",
+    "entry": "int64",
+    "score": "float64",
+    "born": "int64",
+    "uses": "int64",
+    "slot": "int64",  # where its pixels lie; -1 for none
+}
+
+
+class Held:
+    """The entries of a buffer.
+
+    Attributes:
+        rows: Columns "key", "entry" (number of the admission, later ones are larger), "score",
+            "born" (step of admission), "uses" (replays that came back), and the policy's own.
+        features: Float32 of shape (n, dim), unit rows; None if the buffer was given none.
+        shared: Arrays of the policy's own, kept and saved with the buffer.
+        capacity: The most entries the buffer may hold.
+        limit: How many it may hold now: the capacity, or less if the bytes are spent.
+        offers: How many samples have been offered for admission so far, this one included.
+    """
+
+    def __init__(self, capacity: int, columns: Mapping[str, str], drawn_by: Sequence[str]) -> None:
+        self.rows = Columns({**BASE_COLUMNS, **columns})
+        self.shared: dict[str, Array] = {}
+        self.capacity = self.limit = capacity
+        self.offers = 0
+        self.record: Callable[[Change], None] = lambda change: None
+        self.drawn_by = tuple(drawn_by)
+        self._features: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def features(self) -> Array | None:
+        """See above; a view."""
+        return None if self._features is None else self._features[: len(self.rows)]
+
+    def append(self, values: dict[str, Any], feature: Array | None) -> int:
+        """Add an entry and return its place."""
+        place = self.rows.append(values)
+        if feature is not None:
+            if self._features is None:
+                self._features = np.empty((16, len(feature)), np.float32)
+            if place == len(self._features):
+                room = np.empty_like(self._features)
+                self._features = np.concatenate([self._features, room])
+            self._features[place] = feature
+        return place
+
+    def announce(self, place: int) -> None:
+        """Let draws know of a new entry, once the policy has filled its columns."""
+        row = self.rows.row(place)
+        self.record(("in", {name: row[name] for name in self.drawn_by}, None, None))
+
+    def remove(self, place: int) -> None:
+        """Take an entry out; the last one moves into its place."""
+        self.record(("out", int(self.rows["key"][place]), None, None))
+        last = self.rows.remove(place)
+        if self._features is not None and place != last:
+            self._features[place] = self._features[last]
+
+    def set(self, name: str, places: Sequence[int] | Array, values: Sequence[Any] | Array) -> None:
+        """Change a column of some entries, also for the draws to come."""
+        self.rows[name][places] = values
+        if name in self.drawn_by:
+            keys = self.rows["key"][places].tolist()
+            self.record(("set", name, keys, np.asarray(values).tolist()))
+
+    def set_feature(self, place: int, feature: Array) -> None:
+        """Take a newer feature of an entry."""
+        assert self._features is not None
+        self._features[place] = feature
+
+    def fill_features(self, features: Array | None) -> None:
+        """Hold these features instead, in the order of the rows."""
+        if features is None:
+            self._features = None
+        else:
+            room = np.empty((16, features.shape[1]), np.float32)
+            self._features = np.concatenate([features.astype(np.float32), room])

@@ -1,0 +1,82 @@
+"""How often each entry was drawn, and for which batch last.
+
+Draws on their way to the loader count at once; those that are never delivered are taken back.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """Counts draws by entry."""
+
+    def __init__(self) -> None:
+        self._delivered: dict[int, tuple[int, int]] = {}  # uses and last batch, by entry
+        self._all: dict[int, tuple[int, int]] = {}  # with those on their way
+        self._on_the_way: deque[tuple[int, list[int]]] = deque()
+        self._delivered_total = 0
+        self.total = 0
+        """Rows drawn so far."""
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def uses(self, entry: int) -> int:
+        """How often an entry was drawn."""
+        return self._all.get(entry, (0, 0))[0]
+
+    def last(self, entry: int) -> int | None:
+        """The batch it was drawn for last."""
+        found = self._all.get(entry)
+        return None if found is None else found[1]
+
+    def note(self, number: int, entries: Sequence[int]) -> None:
+        """Count the draw for batch ``number``."""
+        self._on_the_way.append((number, list(entries)))
+        _count(self._all, number, entries)
+        self.total += len(entries)
+
+    def deliver(self, number: int) -> None:
+        """The draws up to batch ``number`` will not be taken back."""
+        while self._on_the_way and self._on_the_way[0][0] <= number:
+            when, entries = self._on_the_way.popleft()
+            _count(self._delivered, when, entries)
+            self._delivered_total += len(entries)
+
+    def rewind(self) -> None:
+        """Take back what was not delivered."""
+        if self._on_the_way:
+            self._on_the_way.clear()
+            self._all = dict(self._delivered)
+            self.total = self._delivered_total
+
+    def keep(self, is_known: Callable[[int], bool]) -> None:
+        """Forget entries that nobody can draw any more."""
+        self._all = {entry: found for entry, found in self._all.items() if is_known(entry)}
+        self._delivered = {e: found for e, found in self._delivered.items() if e in self._all}
+
+    def restart(self) -> None:
+        """A new loader counts its batches from 0; how often an entry was used stays."""
+        self.rewind()
+        self._all = {entry: (uses, -1) for entry, (uses, _) in self._all.items()}
+        self._delivered = dict(self._all)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers: what was delivered."""
+        rows = [[entry, *found] for entry, found in self._delivered.items()]
+        return {"rows": rows, "total": self._delivered_total}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+        self._delivered = {entry: (uses, last) for entry, uses, last in state["rows"]}
+        self._all = dict(self._delivered)
+        self._on_the_way.clear()
+        self.total = self._delivered_total = state["total"]
+
+
+def _count(counts: dict[int, tuple[int, int]], number: int, entries: Sequence[int]) -> None:
+    for entry in entries:
+        counts[entry] = counts.get(entry, (0, 0))[0] + 1, number

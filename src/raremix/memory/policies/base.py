@@ -1,0 +1,125 @@
+"""What decides who stays in a buffer and who is drawn; the common part of the policies.
+
+A policy has settings and no state: what it has to remember lies in columns of the buffer, so that
+buffer and policy cannot come apart when they are saved.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from raremix.memory.columns import Array, Columns
+from raremix.memory.held import Held
+from raremix.seeds import uniforms
+
+__all__ = ["Chosen", "Policy", "draw_uniformly", "draw_weighted"]
+
+
+class Chosen(NamedTuple):
+    """Places that a draw chose, and the chance each had."""
+
+    places: list[int]
+    probabilities: list[float] | None
+    """None if all that may be drawn had the same chance."""
+
+
+class Policy:
+    """Admits everything, draws everybody alike, and has yet to say who leaves.
+
+    A policy of your own inherits from this and gives ``evict`` at least. It must be a function of what it is
+    shown: the same entries and the same seed give the same answer, on every rank and after a
+    resume.
+
+    Attributes:
+        columns: Columns of its own beside those of every entry, and their dtypes.
+        drawn_by: Which columns ``draw`` reads, besides "key", "entry" and "born".
+        needs_features: Whether entries must come with features.
+    """
+
+    columns: Mapping[str, str] = {}
+    drawn_by: tuple[str, ...] = ()
+    needs_features = False
+
+    def admit(self, held: Held, score: float, seed: int) -> bool:
+        """Whether a sample of this score may come in."""
+        return True
+
+    def enter(self, held: Held, place: int) -> None:
+        """Fill the policy's columns of the entry that has just come in, the last one."""
+
+    def refresh(self, held: Held, place: int) -> None:
+        """Take note that an entry has a newer score and perhaps feature."""
+
+    def leave(self, held: Held, entry: int) -> None:
+        """Take note that an entry has left."""
+
+    def evict(self, held: Held, seed: int) -> int | None:
+        """The place of the entry to leave; None if all may stay, which is asked again and again.
+
+        There are never more than ``held.limit`` entries when nobody has to leave.
+        """
+        raise NotImplementedError
+
+    def draw(
+        self, rows: Columns, count: int, allowed: Callable[[int], bool] | None, seed: int
+    ) -> Chosen:
+        """Choose at most ``count`` places of the rows held then, none twice.
+
+        Args:
+            rows: What was held when the draw looks back to.
+            count: How many.
+            allowed: Says of a place whether it may be drawn; None if all may.
+            seed: Makes the draw what it is.
+        """
+        return draw_uniformly(len(rows), count, allowed, seed)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+def draw_uniformly(
+    total: int, count: int, allowed: Callable[[int], bool] | None, seed: int
+) -> Chosen:
+    """Choose ``count`` of ``total`` places, all alike, in time that depends on ``count`` alone.
+
+    Places are drawn and those that came before or may not be are passed over. Only if that takes
+    too many is everybody asked.
+    """
+    places: list[int] = []
+    if count * 2 < total:
+        room = 2 * count + 8
+        for place in dict.fromkeys((uniforms(seed, room) * total).astype(np.int64).tolist()):
+            if allowed is None or allowed(place):
+                places.append(place)
+                if len(places) == count:
+                    break
+    if len(places) < min(count, total):
+        order = np.argsort(uniforms(seed, total, start=2**32), kind="stable").tolist()
+        free = order if allowed is None else [place for place in order if allowed(place)]
+        places = free[:count]
+    return Chosen(places, None)
+
+
+def draw_weighted(
+    weights: Array, count: int, allowed: Callable[[int], bool] | None, seed: int
+) -> Chosen:
+    """Choose places with chances in proportion to their weights, none twice.
+
+    The probabilities are those of the first order: ``count`` times a place's share of the weight
+    of all that may be drawn, at most 1.
+
+    Source:
+        Efraimidis and Spirakis, Weighted random sampling with a reservoir, Information Processing
+        Letters 97, 2006: the largest of u ** (1 / w).
+    """
+    if allowed is not None:
+        weights = np.where([allowed(place) for place in range(len(weights))], weights, 0.0)
+    some = np.flatnonzero(weights > 0)
+    if not len(some):
+        return Chosen([], [])
+    drawn = np.log(np.maximum(uniforms(seed, len(weights))[some], 1e-300)) / weights[some]
+    chosen = some[np.argsort(-drawn, kind="stable")[:count]]
+    chances = np.minimum(count * weights[chosen] / weights.sum(), 1.0)
+    return Chosen(chosen.tolist(), chances.tolist())

@@ -1,0 +1,195 @@
+"""Drawing from a buffer, as it was some steps ago or as it is.
+
+Which entries may be drawn is settled here; which of them are is the policy's. It admits nobody.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from raremix.errors import LagError
+from raremix.memory.columns import Columns
+from raremix.memory.entries import Drawn
+from raremix.memory.held import BASE_COLUMNS
+from raremix.memory.ledger import Ledger
+from raremix.memory.limits import SamplesPerInsert, UseLimits
+from raremix.memory.policies.base import Policy
+from raremix.memory.timeline import BEFORE, Timeline
+
+__all__ = ["Replays"]
+
+_NOTHING = BEFORE - 1
+
+
+class Replays:
+    """The draws of a buffer.
+
+    Args:
+        policy: Draws from those that may be drawn.
+        limits: Of single entries.
+        rate: Of all together; None for no limit.
+        share: Which share of the admissions this process is to replay.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: UseLimits,
+        rate: SamplesPerInsert | None,
+        share: Callable[[], float],
+    ) -> None:
+        own = {**BASE_COLUMNS, **policy.columns}
+        names = dict.fromkeys(("key", "entry", "born", *policy.drawn_by))
+        self.timeline = Timeline({name: own[name] for name in names})
+        self.ledger = Ledger()
+        self.ahead_most = 0
+        self.outside = 0
+        self.viewed = _NOTHING  # the last step that a draw has relied on
+        self._policy, self._limits, self._rate, self._share = policy, limits, rate, share
+        self._counts = limits.count_draws or rate is not None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Which columns a draw reads."""
+        return tuple(self.timeline.dtypes)
+
+    def ahead(
+        self,
+        number: int,
+        count: int,
+        *,
+        now: int,
+        taken: Collection[int],
+        below: int | None,
+        seed: int,
+    ) -> Drawn:
+        """Draw for batch ``number`` what was held ``lag`` steps before, when step ``now`` is open."""
+        lag = self.timeline.lag
+        step = number - lag
+        if not lag or step > now:
+            raise LagError(
+                f"RareMemoryBuffer was asked to draw for batch {number} when it was at batch {now}, "
+                f"further ahead than a lag of {lag}; let one BufferedMixSampler draw from it, and "
+                "pass that a lag of at least num_workers * prefetch_factor + 1."
+            )
+        if max(step, BEFORE) < self.timeline.first:
+            raise LagError(
+                f"RareMemoryBuffer was asked to draw for batch {number}, from what it held after batch "
+                f"{step}, but it is at batch {now} and remembers {lag} batches. Load the states of "
+                "buffer and loader together, and give two loaders that run at once a buffer each."
+            )
+        self.ahead_most = max(self.ahead_most, number - now)
+        step = max(step, BEFORE)
+        self.viewed = max(self.viewed, step)
+        return self._draw(self.timeline.at(step), number, count, step, taken, below, seed)
+
+    def at_once(self, rows: Columns, count: int, *, step: int, seed: int) -> Drawn:
+        """Draw from what is held in ``step``, for use in this very step."""
+        drawn = self._draw(rows, step + 1, count, step, (), None, seed)
+        self.ledger.deliver(step + 1)
+        return drawn
+
+    def _draw(
+        self,
+        rows: Columns,
+        number: int,
+        count: int,
+        step: int,
+        taken: Collection[int],
+        below: int | None,
+        seed: int,
+    ) -> Drawn:
+        if self._rate is not None:
+            left = self._rate.draws_left(
+                admissions=rows.came * self._share(), replays=self.ledger.total
+            )
+            count = min(count, left)
+        if not count or not len(rows):
+            return Drawn([], [], [], [])
+        keys, entries, born = rows["key"], rows["entry"], rows["born"]
+        barred = self._barred(rows, number, step, below)
+        blocked = int(np.count_nonzero(barred)) if barred is not None else 0
+        for key in rows.place.keys() & taken if taken else ():
+            blocked += barred is None or not bool(barred[rows.place[key]])
+
+        def allowed(place: int) -> bool:
+            return keys[place] not in taken and (barred is None or not barred[place])
+
+        free = None if not blocked else allowed
+        places, chances = self._policy.draw(rows, count, free, seed)
+        if chances is None:
+            chances = [len(places) / max(len(rows) - blocked, 1)] * len(places)
+        chosen = entries[places].tolist()
+        if self._counts:
+            self.ledger.note(number, chosen)
+        ages = (step - born[places]).tolist()
+        return Drawn(keys[places].tolist(), chosen, chances, ages)
+
+    def _barred(self, rows: Columns, number: int, step: int, below: int | None) -> Any:
+        """(n,) bool of the entries that nobody may draw now; None if there are none for sure."""
+        barred = None
+        limits = self._limits
+        if below is not None:
+            keys = rows["key"]
+            # Twice the time of a look at the largest and the smallest is not spent in vain.
+            if keys.max() >= below or keys.min() < 0:
+                barred = (keys < 0) | (keys >= below)
+                self.outside += int(barred.sum())
+        if limits.max_age_steps is not None:
+            old = step - rows["born"] > limits.max_age_steps
+            barred = old if barred is None else barred | old
+        if limits.count_draws and len(self.ledger):
+            ledger, most = self.ledger, limits.max_uses
+            worn = np.zeros(len(rows), bool)
+            for place, entry in enumerate(rows["entry"].tolist()):
+                last = ledger.last(entry)
+                if last is not None:
+                    worn[place] = (most is not None and ledger.uses(entry) >= most) or (
+                        limits.cooldown_steps > 0
+                        and last >= 0
+                        and number - last <= limits.cooldown_steps
+                    )
+            barred = worn if barred is None else barred | worn
+        return barred
+
+    def begin(self, held: Columns, lag: int) -> None:
+        """A loader begins to count its batches; what is held now was there before."""
+        self.timeline.begin(held, lag)
+        self.ledger.restart()
+        self.viewed = _NOTHING
+
+    def advance(self, step: int, held: Columns) -> None:
+        """Batch number ``step`` was delivered."""
+        timeline = self.timeline
+        if timeline.lag:
+            timeline.forget(step + 1 - timeline.lag)
+        if self._counts:
+            self.ledger.deliver(step)
+            if len(self.ledger) > 2 * len(held) + 1024:
+                base = timeline.at(step + 1 - timeline.lag) if timeline.lag else held
+                known = {*held["entry"].tolist(), *base["entry"].tolist()}
+                newest = held["entry"].max(initial=-1)
+                self.ledger.keep(lambda entry: entry in known or entry > newest)
+
+    def rewind(self) -> None:
+        """The batches on their way will be drawn again."""
+        self.timeline.rewind()
+        self.ledger.rewind()
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers and arrays."""
+        return {
+            "timeline": self.timeline.state(),
+            "ledger": self.ledger.state(),
+            "viewed": self.viewed,
+            "ahead_most": self.ahead_most,
+            "outside": self.outside,
+        }
+
+    def load(self, state: Mapping[str, Any], step: int) -> None:
+        """Take over what ``state`` gave; draws beyond batch ``step`` will be made again."""
+        self.timeline.load(state["timeline"])
+        self.ledger.load(state["ledger"])
+        self.viewed = min(state["viewed"], step)
+        self.ahead_most, self.outside = state["ahead_most"], state["outside"]

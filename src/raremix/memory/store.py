@@ -1,0 +1,200 @@
+"""Who comes into a buffer, is refreshed, and leaves.
+
+Steps and ranks are settled before; draws are elsewhere.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raremix.errors import OptionError
+from raremix.memory.entries import BufferEntries
+from raremix.memory.held import Held
+from raremix.memory.limits import SamplesPerInsert, UseLimits
+from raremix.memory.offers import Offers, as_array
+from raremix.memory.pixels import PixelSlots
+from raremix.memory.policies import Policy
+from raremix.seeds import derive_seed
+
+__all__ = ["Store"]
+
+_COUNTS = (
+    *("admissions", "evictions", "expired", "used_up", "replays", "late", "stale"),
+    *("refused_policy", "refused_duplicate", "refused_rate"),
+)
+
+
+class Store:
+    """What a buffer holds.
+
+    Args:
+        held: The entries; empty.
+        policy: Says who may come in and who has to leave.
+        limits: Of single entries.
+        rate: Of all together; None for no limit.
+        max_bytes: Of pixels; None for no limit.
+        min_distance: To the features held, below which a sample is a duplicate.
+        seed: Of what the policy draws.
+
+    Attributes:
+        held: The entries.
+        pixels: Their pixels.
+        counts: What happened so far.
+    """
+
+    def __init__(
+        self,
+        held: Held,
+        policy: Policy,
+        limits: UseLimits,
+        rate: SamplesPerInsert | None,
+        *,
+        max_bytes: int | None,
+        min_distance: float,
+        seed: int,
+    ) -> None:
+        self.held, self.pixels = held, PixelSlots(held.capacity + 1)
+        self.counts = dict.fromkeys(_COUNTS, 0)
+        self._policy, self._limits, self._rate = policy, limits, rate
+        self._max_bytes, self._min_distance, self._seed = max_bytes, min_distance, seed
+
+    def take_in(self, offers: Offers, step: int) -> int:
+        """Let in, refresh and let go what these offers ask for in ``step``; how many came in."""
+        held, counts = self.held, self.counts
+        before = counts["admissions"]
+        self._expire(step)
+        features = as_array(offers.features)
+        for row, (key, score, entry, wanted, replayed) in enumerate(
+            zip(
+                offers.keys.tolist(),
+                offers.scores.tolist(),
+                offers.entry.tolist(),
+                offers.is_wanted.tolist(),
+                offers.is_replay.tolist(),
+                strict=True,
+            )
+        ):
+            feature = None if features is None else features[row]
+            place = held.rows.place.get(key)
+            counts["replays"] += replayed
+            if replayed and place is not None and entry not in (-1, held.rows["entry"][place]):
+                place = None  # it left and came again: what was drawn is the one before
+            if place is not None:
+                self._refresh(place, score, feature, replayed)
+            elif replayed:
+                counts["stale"] += 1  # it left between being drawn and being seen
+            elif wanted and self._may_enter(score, feature):
+                crop = None if offers.crops is None else offers.crops[row]
+                self._enter(key, score, step, crop, feature)
+        return counts["admissions"] - before
+
+    def _refresh(self, place: int, score: float, feature: Any, replayed: bool) -> None:
+        held = self.held
+        if math.isfinite(score):
+            held.set("score", [place], [score])
+        if feature is not None and feature.any():
+            held.set_feature(place, feature)
+        self._policy.refresh(held, place)
+        if replayed:
+            held.rows["uses"][place] += 1
+            most = self._limits.max_uses
+            if most is not None and held.rows["uses"][place] >= most:
+                self.counts["used_up"] += 1
+                self._leave(place)
+
+    def _may_enter(self, score: float, feature: Any) -> bool:
+        held, counts, rate = self.held, self.counts, self._rate
+        if feature is not None and self._min_distance > 0 and len(held):
+            assert held.features is not None
+            if 1.0 - (held.features @ feature).max() < self._min_distance:
+                counts["refused_duplicate"] += 1
+                return False
+        if rate is not None and not rate.may_admit(
+            admissions=counts["admissions"], replays=counts["replays"]
+        ):
+            counts["refused_rate"] += 1
+            return False
+        held.offers += 1
+        held.limit = self._room()
+        if not self._policy.admit(held, score, derive_seed(self._seed, held.offers, 0)):
+            counts["refused_policy"] += 1
+            return False
+        return True
+
+    def _enter(self, key: int, score: float, step: int, crop: Tensor | None, feature: Any) -> None:
+        held = self.held
+        values = dict.fromkeys(held.rows.names(), 0)
+        slot = -1 if crop is None else self.pixels.put(crop)
+        values |= {"key": key, "entry": self.counts["admissions"], "born": step, "slot": slot}
+        place = held.append({**values, "score": score}, feature)
+        self.counts["admissions"] += 1
+        self._policy.enter(held, place)
+        held.announce(place)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        held = self.held
+        while True:
+            over = self._max_bytes is not None and self.pixels.nbytes > self._max_bytes
+            held.limit = min(self._room(), len(held) - 1) if over else self._room()
+            seed = derive_seed(self._seed, held.offers, 1, self.counts["evictions"])
+            place = self._policy.evict(held, seed)
+            if place is None:
+                if len(held) > held.limit:
+                    raise OptionError(
+                        f"{self._policy!r} lets nobody go though {len(held)} entries are held and "
+                        f"{held.limit} may be; its evict must name one of them."
+                    )
+                return
+            self._leave(place)
+
+    def _room(self) -> int:
+        """How many entries there may be: the bytes too allow no more, if all have crops."""
+        capacity, shape = self.held.capacity, self.pixels.shape
+        if self._max_bytes is None or shape is None or len(self.pixels) < len(self.held):
+            return capacity
+        return min(capacity, self._max_bytes // math.prod(shape))
+
+    def _expire(self, step: int) -> None:
+        if self._limits.max_age_steps is None:
+            return
+        while len(self.held):
+            born = self.held.rows["born"]
+            oldest = int(born.argmin())
+            if step - born[oldest] <= self._limits.max_age_steps:
+                return
+            self.counts["expired"] += 1
+            self._leave(oldest)
+
+    def _leave(self, place: int) -> None:
+        rows = self.held.rows
+        entry, slot = int(rows["entry"][place]), int(rows["slot"][place])
+        if slot >= 0:
+            self.pixels.free(slot)
+        self.held.remove(place)
+        self._policy.leave(self.held, entry)
+        self.counts["evictions"] += 1
+
+    def entries(
+        self, places: Sequence[int], step: int, chances: Sequence[float] | None = None
+    ) -> BufferEntries:
+        """Copies of the entries in these places."""
+        rows, features = self.held.rows, self.held.features
+        at = np.asarray(places, dtype=np.int64)
+        slots = torch.from_numpy(rows["slot"][at])
+        has_pixels = len(slots) > 0 and bool((slots >= 0).all())
+        chance = np.ones(len(at)) if chances is None else np.asarray(chances)
+        return BufferEntries(
+            keys=torch.from_numpy(rows["key"][at]),
+            scores=torch.from_numpy(rows["score"][at]).float(),
+            crops=self.pixels.take(slots) if has_pixels else None,
+            features=None if features is None else torch.from_numpy(features[at]),
+            entry=torch.from_numpy(rows["entry"][at]),
+            probability=torch.from_numpy(chance).float(),
+            age=torch.from_numpy(np.maximum(step - rows["born"][at], 0)),
+            uses=torch.from_numpy(rows["uses"][at]),
+        )
