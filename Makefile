@@ -13,8 +13,8 @@ help: ## List the targets
 $(VENV)/installed: pyproject.toml src/build_kernel.py src/raremix/neighbors/int16.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "installing raremix, torch and the tools: some minutes, about 7 GB with CUDA"
-	$(BIN)/python -m pip install --quiet --editable ".[test,docs]"
+	@echo "installing raremix, torch, the tools and what people train with: some minutes, about 7 GB with CUDA"
+	$(BIN)/python -m pip install --quiet --editable ".[test,docs,frameworks]"
 	touch $@
 
 install: $(VENV)/installed ## Make the environment
