@@ -14,6 +14,11 @@ __all__ = ["derive_seed", "seeded_generator", "uniforms"]
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
 
+# As numpy scalars, since every Python number would have to be made one at each use.
+_FACTORS = [np.uint64(f) for f in (_GAMMA, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
+_SHIFTS = [np.uint64(bits) for bits in (30, 27, 31, 11)]
+_STEPS = np.arange(1, 513, dtype=np.uint64) * _FACTORS[0]
+
 
 def derive_seed(*parts: int) -> int:
     """Mix integers into one seed in [0, 2**63); other integers or another order give another one.
@@ -56,13 +61,16 @@ def uniforms(seed: int, count: int, *, start: int = 0) -> np.ndarray[Any, np.dty
         >>> uniforms(1, 2).tolist() == [*uniforms(1, 1), *uniforms(1, 1, start=1)]
         True
     """
-    state = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    state *= np.uint64(_GAMMA)
-    state += np.uint64(seed & _MASK)
-    state ^= state >> np.uint64(30)
-    state *= np.uint64(0xBF58476D1CE4E5B9)
-    state ^= state >> np.uint64(27)
-    state *= np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    drawn: np.ndarray[Any, np.dtype[np.float64]] = (state >> np.uint64(11)) * 2.0**-53
+    if start + count <= len(_STEPS):
+        state = _STEPS[start : start + count] + np.uint64(seed & _MASK)
+    else:
+        state = np.arange(start + 1, start + count + 1, dtype=np.uint64) * _FACTORS[0]
+        state += np.uint64(seed & _MASK)
+    state ^= state >> _SHIFTS[0]
+    state *= _FACTORS[1]
+    state ^= state >> _SHIFTS[1]
+    state *= _FACTORS[2]
+    state ^= state >> _SHIFTS[2]
+    state >>= _SHIFTS[3]
+    drawn: np.ndarray[Any, np.dtype[np.float64]] = state * 2.0**-53
     return drawn

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
@@ -207,42 +208,42 @@ class RareMemoryBuffer:
             BufferProcessError: If called in another process than the one that made the buffer.
         """
         self._guard("add")
-        if isinstance(batch, BatchRows):
-            rows: BatchRows | None = batch
-            ids, replayed = batch.ids.cpu(), batch.is_replay.cpu()
-            entry = getattr(batch, "entry", None)
-        else:
-            rows, entry = None, None
-            ids = as_ids(cast("ArrayLike", batch), caller="RareMemoryBuffer.add")
-            replayed = torch.zeros(len(ids), dtype=torch.bool, device="cpu")
+        caller = "RareMemoryBuffer.add"
+        # Asked in this way because isinstance of a protocol takes as long as all the rest.
+        rows = cast("BatchRows", batch) if hasattr(batch, "is_replay") else None
+        ids = as_ids(cast("ArrayLike", batch) if rows is None else rows.ids, caller=caller)
         if not (hasattr(detection, "scores") and hasattr(detection, "is_rare")):
             raise OptionError(
                 "RareMemoryBuffer.add expects what OODDetector.observe returned, with scores and "
                 f"is_rare, got {type(detection).__name__}."
             )
         scores, is_rare = detection.scores.detach().cpu(), detection.is_rare.cpu()
+        replayed = torch.zeros_like(ids, dtype=torch.bool) if rows is None else rows.is_replay.cpu()
         if not ids.shape == scores.shape == is_rare.shape == replayed.shape:
             raise EmbeddingShapeError(
-                f"RareMemoryBuffer.add expects one score and one flag for each of {len(ids)} ids, "
-                f"got scores of shape {tuple(scores.shape)} and flags of shape "
-                f"{tuple(is_rare.shape)}; pass the detection of exactly this batch."
+                f"{caller} expects one score and one flag for each of {len(ids)} ids, got scores "
+                f"of shape {tuple(scores.shape)} and flags of shape {tuple(is_rare.shape)}; pass "
+                "the detection of exactly this batch."
             )
-        offers = self._checked(ids, scores, crops, features, caller="RareMemoryBuffer.add")
+        entry = getattr(rows, "entry", None)
+        crops, units = self._checked(crops, features, len(ids), caller=caller)
         with self._lock:
             step = self._open_step(rows)
             place = self._held.rows.place
-            known = torch.tensor([k in place for k in ids.tolist()], dtype=torch.bool, device="cpu")
-            wanted = is_rare.to(torch.bool) & ~replayed & torch.isfinite(scores)
+            is_replay, values = replayed.numpy(), scores.double().numpy()
             offers = Offers(
-                offers.keys,
-                offers.scores,
-                offers.entry if entry is None else entry.cpu(),
-                wanted,
-                replayed,
-                offers.crops,
-                offers.features,
-            ).of(replayed | wanted | known)
-            offers = offers.shared(self.layout)
+                ids.numpy(),
+                values,
+                np.full(len(ids), -1) if entry is None else entry.cpu().numpy(),
+                is_rare.numpy().astype(bool) & ~is_replay & np.isfinite(values),
+                is_replay,
+                crops,
+                units,
+            )
+            known = [row for row, key in enumerate(ids.tolist()) if key in place]
+            told = offers.is_wanted | offers.is_replay
+            told[known] = True
+            offers = offers.of(np.flatnonzero(told)).shared(self.layout)
             if step is None:
                 self._store.counts["late"] += 1
                 if self._store.counts["late"] == 1:
@@ -266,32 +267,30 @@ class RareMemoryBuffer:
             OptionError: As for ``add``.
             BufferProcessError: As for ``add``.
         """
+        caller = "RareMemoryBuffer.admit"
         self._guard("admit")
-        ids = as_ids(entries.keys, caller="RareMemoryBuffer.admit")
+        ids = as_ids(entries.keys, caller=caller)
         scores = entries.scores.detach().cpu()
         if ids.shape != scores.shape:
             raise EmbeddingShapeError(
-                f"RareMemoryBuffer.admit got {len(ids)} ids for scores of shape "
-                f"{tuple(scores.shape)}; pass one score per id."
+                f"{caller} got {len(ids)} ids for scores of shape {tuple(scores.shape)}; pass one "
+                "score per id."
             )
-        offers = self._checked(
-            ids, scores, entries.crops, entries.features, caller="RareMemoryBuffer.admit"
+        crops, units = self._checked(entries.crops, entries.features, len(ids), caller=caller)
+        values = scores.double().numpy()
+        finite = np.isfinite(values)
+        offers = Offers(
+            ids.numpy(), values, np.full(len(ids), -1), finite, ~finite & False, crops, units
         )
         with self._lock:
-            offers = offers.shared(self.layout)
+            offers = offers.of(np.arange(len(ids))).shared(self.layout)
             return self._take_in(max(self._step, self._replays.viewed + 1), offers)
 
     def _checked(
-        self,
-        ids: Tensor,
-        scores: Tensor,
-        crops: Tensor | None,
-        features: ArrayLike | None,
-        *,
-        caller: str,
-    ) -> Offers:
-        """All rows as offers, wanted if they have a finite score."""
-        checked_crops(crops, len(ids), caller=caller)
+        self, crops: Tensor | None, features: ArrayLike | None, length: int, *, caller: str
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Crops and features that fit what is held, the latter as unit rows."""
+        checked_crops(crops, length, caller=caller)
         held = self._store.pixels.shape
         if crops is not None and held is not None and held != crops.shape[1:]:
             raise OptionError(
@@ -306,8 +305,8 @@ class RareMemoryBuffer:
             )
         known = self._held.features
         dim = None if known is None else known.shape[1]
-        units = unit_features(features, len(ids), dim, caller=caller)
-        if units is None and len(ids) and (self.needs_features or known is not None):
+        units = unit_features(features, length, dim, caller=caller)
+        if units is None and length and (self.needs_features or known is not None):
             raise OptionError(
                 f"{caller} needs features for {self.policy!r} with min_distance="
                 f"{self.min_distance:g}; pass the embeddings of the rows as features=."
@@ -317,19 +316,7 @@ class RareMemoryBuffer:
                 f"{caller} got features, but holds {len(self)} entries without; pass features from "
                 "the first call on."
             )
-        own = ids.to(torch.int64).cpu()
-        none = torch.full_like(own, -1)
-        fresh = torch.zeros(len(own), dtype=torch.bool, device="cpu")
-        finite = torch.isfinite(scores)
-        return Offers(
-            own,
-            scores.to(torch.float64),
-            none,
-            finite,
-            fresh,
-            None if crops is None else crops.detach(),
-            units,
-        )
+        return None if crops is None else crops.detach(), units
 
     def _open_step(self, batch: BatchRows | None) -> int | None:
         """The step this feedback belongs to, or None if it comes twice or too late."""

@@ -3,7 +3,7 @@
 It knows no policy and no time. The same columns serve what is held now and what was held before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Columns:
     Attributes:
         place: Where the row of each key is.
         came: How many rows were ever appended.
+        key_range: No key was ever less or more.
     """
 
     def __init__(self, dtypes: Mapping[str, str]) -> None:
@@ -32,6 +33,7 @@ class Columns:
         }
         self.place: dict[int, int] = {}
         self.came = 0
+        self.key_range = (0, 0)
 
     def __len__(self) -> int:
         return len(self.place)
@@ -42,13 +44,16 @@ class Columns:
 
     def append(self, values: Mapping[str, Any]) -> int:
         """Add a row and return its place."""
-        place = len(self.place)
+        place, key = len(self.place), int(values["key"])
         for name, array in self._arrays.items():
             if place == len(array):
                 array = self._arrays[name] = np.concatenate([array, np.empty_like(array)])
             array[place] = values[name]
-        self.place[int(values["key"])] = place
+        self.place[key] = place
         self.came += 1
+        least, most = self.key_range
+        if not least <= key <= most:
+            self.key_range = (min(least, key), max(most, key))
         return place
 
     def remove(self, place: int) -> int:
@@ -62,9 +67,9 @@ class Columns:
                 array[place] = array[last]
         return last
 
-    def row(self, place: int) -> dict[str, Any]:
-        """One row, as plain numbers."""
-        return {name: array[place].item() for name, array in self._arrays.items()}
+    def row(self, place: int, names: Iterable[str]) -> dict[str, Any]:
+        """Some columns of one row, as plain numbers."""
+        return {name: self._arrays[name][place].item() for name in names}
 
     def names(self) -> list[str]:
         """Names of the columns."""
@@ -75,6 +80,7 @@ class Columns:
         twin = Columns({})
         twin._arrays = {name: array.copy() for name, array in self._arrays.items()}
         twin.place, twin.came = self.place.copy(), self.came
+        twin.key_range = self.key_range
         return twin
 
     def taken(self) -> dict[str, Array]:
@@ -88,4 +94,6 @@ class Columns:
             given = np.asarray(columns[name]).astype(array.dtype)
             spare = np.empty(_FIRST_ROOM, array.dtype)
             self._arrays[name] = np.concatenate([given, spare])
-        self.place = {int(key): place for place, key in enumerate(columns["key"].tolist())}
+        keys = columns["key"].tolist()
+        self.place = {key: place for place, key in enumerate(keys)}
+        self.key_range = (min(keys, default=0), max(keys, default=0))

@@ -67,8 +67,7 @@ class Held:
 
     def announce(self, place: int) -> None:
         """Let draws know of a new entry, once the policy has filled its columns."""
-        row = self.rows.row(place)
-        self.record(("in", {name: row[name] for name in self.drawn_by}, None, None))
+        self.record(("in", self.rows.row(place, self.drawn_by), None, None))
 
     def remove(self, place: int) -> None:
         """Take an entry out; the last one moves into its place."""

@@ -40,24 +40,25 @@ class Offers:
         features: (n, dim) float32 unit rows, or None.
     """
 
-    keys: Tensor
-    scores: Tensor
-    entry: Tensor
-    is_wanted: Tensor
-    is_replay: Tensor
+    keys: Array
+    scores: Array
+    entry: Array
+    is_wanted: Array
+    is_replay: Array
     crops: Tensor | None
     features: Tensor | None
 
-    def of(self, rows: Tensor) -> "Offers":
-        """Only these rows."""
+    def of(self, rows: Array) -> "Offers":
+        """Only these rows, by number; their crops on the CPU."""
+        at = torch.from_numpy(rows)
         return Offers(
             self.keys[rows],
             self.scores[rows],
             self.entry[rows],
             self.is_wanted[rows],
             self.is_replay[rows],
-            None if self.crops is None else self.crops[rows.to(self.crops.device)].cpu(),
-            None if self.features is None else self.features[rows],
+            None if self.crops is None else self.crops[at.to(self.crops.device)].cpu(),
+            None if self.features is None else self.features[at],
         )
 
     def shared(self, layout: Layout) -> "Offers":
@@ -65,14 +66,14 @@ class Offers:
         world = distributed.world_size()
         if layout == "local" or world == 1:
             return self
-        flags = self.is_wanted.to(torch.int64) + 2 * self.is_replay.to(torch.int64)
+        flags = self.is_wanted + 2 * self.is_replay.astype(np.int64)
         # One message for what every rank must know; float64 keeps its bits in an int64.
-        packed = torch.stack([self.keys, self.scores.view(torch.int64), self.entry, flags], dim=1)
-        packed = distributed.gather_rows(packed)
+        columns = [self.keys, self.scores.view(np.int64), self.entry, flags]
+        packed = distributed.gather_rows(torch.from_numpy(np.stack(columns, axis=1))).numpy()
         every = Offers(
-            packed[:, 0].clone(),
-            packed[:, 1].clone().view(torch.float64),
-            packed[:, 2].clone(),
+            packed[:, 0].copy(),
+            packed[:, 1].copy().view(np.float64),
+            packed[:, 2].copy(),
             packed[:, 3] % 2 == 1,
             packed[:, 3] >= 2,
             None if self.crops is None else distributed.gather_rows(self.crops),
@@ -81,7 +82,7 @@ class Offers:
         if layout == "replicated":
             return every
         own = [owner(key, world) == distributed.rank() for key in every.keys.tolist()]
-        return every.of(torch.tensor(own, dtype=torch.bool, device="cpu"))
+        return every.of(np.flatnonzero(own))
 
 
 def checked_crops(crops: Tensor | None, length: int, *, caller: str) -> None:
@@ -100,8 +101,11 @@ def unit_features(
     features: ArrayLike | None, length: int, dim: int | None, *, caller: str
 ) -> Tensor | None:
     """Features as float32 unit rows on the CPU; a row that is not finite becomes zero."""
-    if features is None or (length == 0 and len(features) == 0):
+    if features is None:
         return None
+    if length == 0 and features.ndim == 2 and len(features) == 0:
+        # Not None: under several ranks all have to take part in what some have rows for.
+        return torch.zeros(0, features.shape[1], device="cpu")
     rows = as_embeddings(features, caller=caller, dim=dim).cpu()
     if len(rows) != length:
         raise EmbeddingShapeError(
@@ -112,8 +116,3 @@ def unit_features(
     scaled = rows / largest  # so that squares neither overflow nor vanish
     units: Tensor = scaled / scaled.norm(dim=1, keepdim=True).clamp_min(1e-30)
     return units
-
-
-def as_array(rows: Tensor | None) -> Array | None:
-    """As numpy, sharing memory."""
-    return None if rows is None else np.asarray(rows.numpy())

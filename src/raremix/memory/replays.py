@@ -120,20 +120,20 @@ class Replays:
         places, chances = self._policy.draw(rows, count, free, seed)
         if chances is None:
             chances = [len(places) / max(len(rows) - blocked, 1)] * len(places)
-        chosen = entries[places].tolist()
+        at = np.array(places, dtype=np.int64)
+        chosen = entries[at].tolist()
         if self._counts:
             self.ledger.note(number, chosen)
-        ages = (step - born[places]).tolist()
-        return Drawn(keys[places].tolist(), chosen, chances, ages)
+        return Drawn(keys[at].tolist(), chosen, chances, (step - born[at]).tolist())
 
     def _barred(self, rows: Columns, number: int, step: int, below: int | None) -> Any:
         """(n,) bool of the entries that nobody may draw now; None if there are none for sure."""
         barred = None
         limits = self._limits
         if below is not None:
-            keys = rows["key"]
-            # Twice the time of a look at the largest and the smallest is not spent in vain.
-            if keys.max() >= below or keys.min() < 0:
+            least, greatest = rows.key_range
+            if least < 0 or greatest >= below:
+                keys = rows["key"]
                 barred = (keys < 0) | (keys >= below)
                 self.outside += int(barred.sum())
         if limits.max_age_steps is not None:

@@ -15,7 +15,7 @@ from raremix.errors import OptionError
 from raremix.memory.entries import BufferEntries
 from raremix.memory.held import Held
 from raremix.memory.limits import SamplesPerInsert, UseLimits
-from raremix.memory.offers import Offers, as_array
+from raremix.memory.offers import Offers
 from raremix.memory.pixels import PixelSlots
 from raremix.memory.policies import Policy
 from raremix.seeds import derive_seed
@@ -60,14 +60,15 @@ class Store:
         self.held, self.pixels = held, PixelSlots(held.capacity + 1)
         self.counts = dict.fromkeys(_COUNTS, 0)
         self._policy, self._limits, self._rate = policy, limits, rate
-        self._max_bytes, self._min_distance, self._seed = max_bytes, min_distance, seed
+        self._max_bytes, self._min_distance = max_bytes, min_distance
+        self._seed = derive_seed(seed)
 
     def take_in(self, offers: Offers, step: int) -> int:
         """Let in, refresh and let go what these offers ask for in ``step``; how many came in."""
         held, counts = self.held, self.counts
         before = counts["admissions"]
         self._expire(step)
-        features = as_array(offers.features)
+        features = None if offers.features is None else offers.features.numpy()
         for row, (key, score, entry, wanted, replayed) in enumerate(
             zip(
                 offers.keys.tolist(),
@@ -120,7 +121,7 @@ class Store:
             return False
         held.offers += 1
         held.limit = self._room()
-        if not self._policy.admit(held, score, derive_seed(self._seed, held.offers, 0)):
+        if not self._policy.admit(held, score, self._offer_seed()):
             counts["refused_policy"] += 1
             return False
         return True
@@ -137,11 +138,10 @@ class Store:
         self._make_room()
 
     def _make_room(self) -> None:
-        held = self.held
+        held, seed = self.held, self._offer_seed()
         while True:
             over = self._max_bytes is not None and self.pixels.nbytes > self._max_bytes
             held.limit = min(self._room(), len(held) - 1) if over else self._room()
-            seed = derive_seed(self._seed, held.offers, 1, self.counts["evictions"])
             place = self._policy.evict(held, seed)
             if place is None:
                 if len(held) > held.limit:
@@ -151,6 +151,11 @@ class Store:
                     )
                 return
             self._leave(place)
+            seed += 1
+
+    def _offer_seed(self) -> int:
+        """Another one for each offer; what is drawn from it is mixed well."""
+        return (self._seed + self.held.offers * 0xD1342543DE82EF95) % 2**64
 
     def _room(self) -> int:
         """How many entries there may be: the bytes too allow no more, if all have crops."""

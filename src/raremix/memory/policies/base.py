@@ -5,6 +5,7 @@ buffer and policy cannot come apart when they are saved.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -89,12 +90,9 @@ def draw_uniformly(
     """
     places: list[int] = []
     if count * 2 < total:
-        room = 2 * count + 8
-        for place in dict.fromkeys((uniforms(seed, room) * total).astype(np.int64).tolist()):
-            if allowed is None or allowed(place):
-                places.append(place)
-                if len(places) == count:
-                    break
+        drawn = dict.fromkeys((uniforms(seed, 2 * count + 8) * total).astype(np.int64).tolist())
+        some = drawn if allowed is None else filter(allowed, drawn)
+        places = list(islice(some, count))
     if len(places) < min(count, total):
         order = np.argsort(uniforms(seed, total, start=2**32), kind="stable").tolist()
         free = order if allowed is None else [place for place in order if allowed(place)]
