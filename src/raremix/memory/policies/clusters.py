@@ -27,7 +27,7 @@ class ClusterBalanced(Policy):
 
     Args:
         clusters: How many, at least 2; about as many kinds as are expected, or more. Small buffers
-            have fewer: one for every four entries.
+            have fewer: one for every two entries.
 
     Source:
         Class-balancing reservoir sampling (Chrysakis and Moens, ICML 2020) keeps classes equal;
@@ -76,7 +76,7 @@ class ClusterBalanced(Policy):
 
     def _cluster(self, held: Held, seed: int) -> None:
         features = _features(held)
-        count = max(2, min(self.clusters, math.ceil(len(held) / 4)))
+        count = max(2, min(self.clusters, math.ceil(len(held) / 2)))
         centroids = _spread_out(features, count, seed)
         for _ in range(_ROUNDS):
             nearest = (features @ centroids.T).argmax(axis=1)
