@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raremix.errors import EmbeddingShapeError
-from raremix.inputs import as_embeddings, as_ids, finite_rows
+from raremix.inputs import as_embeddings, as_ids, as_scores, finite_rows, what_is_not_finite
 
 
 def test_a_float32_tensor_is_handed_on_without_a_copy() -> None:
@@ -72,6 +72,8 @@ def test_the_result_carries_no_gradient() -> None:
         (np.array([[None]]), "real numbers, got a numpy array of dtype object"),
         ([[1.0, 2.0]], r"a torch tensor or a numpy array of shape \(batch, dim\), got list; wrap"),
         (None, "got NoneType"),
+        (torch.ones(3, 2).to_sparse(), r"as a dense tensor, got a sparse_coo one; call \.to_dense"),
+        (torch.ones(3, 2, device="meta"), "on the meta device, which holds no numbers"),
     ],
 )
 def test_what_is_no_embedding_is_refused_by_name(value: Any, message: str) -> None:
@@ -145,3 +147,32 @@ def test_finite_rows_hold_neither_nan_nor_infinity() -> None:
     rows = torch.zeros(4, 3)
     rows[0, 1], rows[2, 0], rows[3, 2] = torch.nan, torch.inf, -torch.inf
     assert finite_rows(rows).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (torch.ones(2, dtype=torch.float16), torch.float16),
+        (torch.ones(2, dtype=torch.int32), torch.float64),
+        (np.ones(2, dtype=">f4"), torch.float32),
+        (np.ones(2, dtype=np.uint64), torch.float64),
+        ([1, 1], torch.float64),
+    ],
+)
+def test_scores_keep_their_precision(value: Any, dtype: torch.dtype) -> None:
+    scores = as_scores(value, caller="f")
+    assert (scores.dtype, scores.tolist()) == (dtype, [1.0, 1.0])
+
+
+def test_only_what_float32_cannot_hold_is_called_too_large() -> None:
+    wide = np.array([[1e200, 0.0], [1.0, 2.0]])
+    for value in (wide, torch.from_numpy(wide)):
+        found = what_is_not_finite(value, torch.as_tensor(value).float())
+        assert found.startswith("numbers too large for float32")
+    wide[1, 1] = np.nan
+    found = what_is_not_finite(wide, torch.from_numpy(wide).float())
+    assert found.startswith("NaN, infinity or numbers too large")
+    wide[0, 0] = np.inf
+    assert what_is_not_finite(wide, torch.from_numpy(wide).float()) == "NaN or infinity"
+    narrow = torch.tensor([[torch.inf, torch.nan]])
+    assert what_is_not_finite(narrow, narrow) == "NaN or infinity"

@@ -16,7 +16,7 @@ from raremix.detection import (
     OODDetector,
     benjamini_hochberg,
 )
-from raremix.errors import NotEnoughCalibrationError, OptionError
+from raremix.errors import EmbeddingShapeError, NotEnoughCalibrationError, OptionError
 
 LEVELS = st.sampled_from([0.01, 0.05, 0.07, 0.1, 0.15, 0.3, 1 / 3, 1 - 0.9, 0.5, 0.7, 0.9])
 
@@ -78,8 +78,8 @@ def test_too_few_scores_are_refused_and_the_number_named_is_enough(level: float)
 
 def test_the_refusal_says_how_many_scores_it_takes() -> None:
     message = (
-        "ConformalThreshold.fit needs at least 99 calibration scores for a level of 0.01, got 98; "
-        "pass more, or raise the level to 1/99."
+        "ConformalThreshold.fit needs at least 99 calibration scores, got 98; pass more, or build "
+        "it with a larger level than 0.01."
     )
     rule = calibrated(0.01, torch.arange(200.0))
     with pytest.raises(NotEnoughCalibrationError, match=message):
@@ -185,10 +185,28 @@ def test_no_p_value_is_neither_chosen_nor_counted() -> None:
     assert benjamini_hochberg(torch.empty(0), 0.5).tolist() == []
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
+def test_a_p_value_equal_to_the_rate_is_chosen_in_every_precision(rate: float) -> None:
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        assert benjamini_hochberg(torch.tensor([rate], dtype=dtype), rate).tolist() == [True]
+
+
+def test_scores_and_p_values_may_be_arrays_and_lists() -> None:
+    rule = calibrated(0.2, torch.arange(9.0))
+    expected = rule.p_values(torch.tensor([3.0, 7.5]))
+    for given_as in (np.array([3.0, 7.5]), [3.0, 7.5], np.array([3.0, 7.5], dtype=">f4")):
+        assert torch.equal(rule.p_values(given_as), expected)
+    assert benjamini_hochberg([0.01, 0.9], 0.05).tolist() == [True, False]
+
+
 def test_what_are_no_p_values_is_refused() -> None:
+    with pytest.raises(EmbeddingShapeError, match=r"p_values as real numbers .*, got dtype object"):
+        benjamini_hochberg(None, 0.1)  # type: ignore[arg-type]  # what is refused here
+    with pytest.raises(EmbeddingShapeError, match=r"p_values expects scores .* shape \(1, 2\)"):
+        calibrated(0.5, torch.arange(9.0)).p_values(torch.zeros(1, 2))
     with pytest.raises(OptionError, match=r"in \[0, 1\], got some outside; pass what"):
         benjamini_hochberg(torch.tensor([0.5, 1.5]), 0.1)
-    with pytest.raises(OptionError, match=r"p_values of shape \(n,\), got \(1, 2\)"):
+    with pytest.raises(EmbeddingShapeError, match=r"p_values .* \(n,\), got .* shape \(1, 2\)"):
         benjamini_hochberg(torch.zeros(1, 2), 0.1)
     with pytest.raises(OptionError, match=r"rate as a number in \(0, 1\), got 1"):
         benjamini_hochberg(torch.zeros(2), 1.0)

@@ -259,6 +259,14 @@ def test_ids_given_late_are_refused_and_move_nothing() -> None:
     assert equal(detector.state_dict(), before)
 
 
+def test_ids_left_away_later_are_refused_by_the_name_of_the_call() -> None:
+    detector = small()
+    detector.observe(normal(40), range(40))
+    message = r"OODDetector\.observe got rows without ids, but the 40 rows .* with ids; pass ids"
+    with pytest.raises(OptionError, match=message):
+        detector.observe(normal(30, seed=1))
+
+
 # --- NaN and infinity ---
 
 BAD = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -323,8 +331,13 @@ def test_fitting_without_one_finite_row_is_refused() -> None:
 def test_numbers_too_large_for_float32_are_not_finite() -> None:
     rows = normal(40).double()
     rows[0, 0] = 1e300
-    with pytest.warns(RaremixWarning, match="1 of 40 rows"):
+    with pytest.warns(RaremixWarning, match="1 of 40 rows that hold numbers too large for float32"):
         assert small().fit(rows).scores[0].isnan()
+    with (
+        pytest.warns(RaremixWarning),
+        pytest.raises(NonFiniteError, match=r"every one holds numbers too large .*\(divide all"),
+    ):
+        small().fit(1e200 * normal(40).double())
 
 
 # --- what comes in ---
@@ -488,7 +501,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: float) -> None:
     detector.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
-    with pytest.raises(FileFormatError, match=r"written by OODDetector\.save, and .*detector\.pt"):
+    with pytest.raises(FileFormatError, match=r"OODDetector\.load.* .*detector\.pt"):
         small().load(path)
 
 
@@ -501,7 +514,7 @@ def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Foreign()))
     (tmp_path / "text.txt").write_text("not a state", encoding="utf-8")
     for path in tmp_path.iterdir():
-        with pytest.raises(FileFormatError, match=r"OODDetector\.load expects a file"):
+        with pytest.raises(FileFormatError, match=rf"OODDetector\.load.* .*{path.name}"):
             small().load(path)
 
 
@@ -534,11 +547,34 @@ def test_another_state_is_refused_and_changes_nothing(tmp_path: Path) -> None:
             detector.load(tmp_path / "other.pt")
 
 
-def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"OODDetector\.load finds no file .*nowhere\.pt"):
         small().load(tmp_path / "nowhere.pt")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(FileFormatError, match="is a folder; name a file in it"):
         small().load(tmp_path)
+
+
+def test_an_array_is_no_saved_detector_and_no_advice_to_run_its_code_is_passed_on(
+    tmp_path: Path,
+) -> None:
+    np.save(tmp_path / "rows.npy", np.eye(3))
+    with pytest.raises(FileFormatError, match=r"wrote, and .*rows\.npy is a npy file\.$"):
+        small().load(tmp_path / "rows.npy")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a file system without files")
+def test_a_place_that_takes_no_files_is_named() -> None:
+    detector = small()
+    detector.fit(normal(40))
+    with pytest.raises(OptionError, match=r"OODDetector\.save cannot write to /sys/x\.pt: "):
+        detector.save("/sys/x.pt")
+
+
+def test_another_smoothing_names_the_part_that_has_it(tmp_path: Path) -> None:
+    OODDetector().save(tmp_path / "detector.pt")
+    message = r"smoothing was 0\.9, is 0\.5\. Build the OODDetector with the saved settings"
+    with pytest.raises(StateMismatchError, match=message):
+        OODDetector(smoothing=0.5).load(tmp_path / "detector.pt")
 
 
 @pytest.mark.parametrize("with_ids", [False, True])

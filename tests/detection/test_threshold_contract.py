@@ -15,7 +15,12 @@ from raremix.detection import (
     FlagRate,
     QuantileThreshold,
 )
-from raremix.errors import StateMismatchError
+from raremix.errors import (
+    EmbeddingShapeError,
+    NotEnoughCalibrationError,
+    RaremixWarning,
+    StateMismatchError,
+)
 from raremix.protocols import Threshold
 
 Maker = Callable[[], Threshold]
@@ -166,6 +171,58 @@ def test_what_was_learned_in_inference_mode_goes_on_outside_it(name: str) -> Non
             step(rule, gamma(20, 1))
         step(rule, gamma(20, 2))
     assert equal(inside.state_dict(), plain.state_dict())
+
+
+def calibrates(rule: Threshold) -> bool:
+    return not isinstance(rule, FixedThreshold)
+
+
+def test_scores_without_a_value_are_left_out_of_a_calibration_and_reported(name: str) -> None:
+    rule, plain = THRESHOLDS[name](), THRESHOLDS[name]()
+    scores = gamma(60)
+    plain.fit(scores)
+    if not calibrates(rule):
+        return
+    with pytest.warns(RaremixWarning, match=r"\.fit left out 3 of 63 scores that are NaN"):
+        rule.fit(torch.cat([torch.tensor([math.nan, math.inf, math.nan]), scores]))
+    assert math.isfinite(rule.value)
+    assert equal(rule.state_dict(), plain.state_dict())
+
+
+def test_a_calibration_may_be_an_array_or_a_list(name: str) -> None:
+    plain = THRESHOLDS[name]()
+    plain.fit(gamma(60))
+    for given in (gamma(60).numpy(), gamma(60).double().numpy(), gamma(60).tolist()):
+        rule = THRESHOLDS[name]()
+        rule.fit(given)  # type: ignore[arg-type]  # the protocol asks for tensors only
+        assert equal(rule.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        (
+            torch.empty(0),
+            NotEnoughCalibrationError,
+            r"needs at least \d+ calibration score.*, got 0; pass",
+        ),
+        ([math.nan] * 5, NotEnoughCalibrationError, "got 0 and 5 that are NaN or infinite"),
+        (torch.ones(3, 40), EmbeddingShapeError, r"scores .* shape \(n,\), .* shape \(3, 40\)"),
+        (["a"], EmbeddingShapeError, "scores as real numbers .* got dtype <U1"),
+        (torch.ones(3).to_sparse(), EmbeddingShapeError, "scores as a dense tensor"),
+    ],
+)
+def test_what_cannot_calibrate_is_refused_and_changes_nothing(
+    name: str, scores: Any, error: type[Exception], message: str
+) -> None:
+    rule = THRESHOLDS[name]()
+    if not calibrates(rule):
+        return
+    rule.fit(gamma(60))
+    before = rule.state_dict()
+    with pytest.raises(error, match=rf"{type(rule).__name__}\.fit .*{message}"):
+        rule.fit(scores)
+    assert equal(rule.state_dict(), before)
 
 
 def test_the_default_device_is_not_used(name: str) -> None:

@@ -47,7 +47,9 @@ def file_kind(path: PathLike, *, caller: str) -> FileKind:
     """
     place = Path(path)
     if place.is_dir():
-        raise FileFormatError(f"{caller} expects a file, got the folder {place}.")
+        raise FileFormatError(
+            f"{caller} expects a file, and {place} is a folder; name a file in it."
+        )
     try:
         with open(place, "rb") as file:
             head = file.read(4096)

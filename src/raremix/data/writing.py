@@ -40,10 +40,15 @@ def target_path(path: PathLike, *, caller: str) -> Path:
             f"{caller} cannot write to {path}: the folder {place.parent} does not exist; "
             "create it first."
         )
-    if not os.access(place.parent, os.W_OK):
+    # Tried out, since permissions do not tell of file systems that take no files.
+    trial = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
         raise OptionError(
-            f"{caller} cannot write to {path}: the folder {place.parent} is not writable."
-        )
+            f"{caller} cannot write to {path}: {error.strerror}; name a file in another folder."
+        ) from None
     return place
 
 

@@ -68,6 +68,15 @@ class ReferenceBank:
                 "told from itself; pass ids always or never."
             )
 
+    def check_consistent(self, ids: Tensor | None, *, caller: str) -> None:
+        """Raise ``OptionError`` if some rows would have ids and others none."""
+        if self._count and (ids is None) != (self._ids is None):
+            held, came = ("with", "without") if ids is None else ("without", "with")
+            raise OptionError(
+                f"{caller} got rows {came} ids, but the {self._count} rows of the reference were "
+                f"added {held} ids; pass ids always or never."
+            )
+
     @property
     def dim(self) -> int | None:
         """Width of the rows; None while the bank has never held any."""
@@ -143,12 +152,7 @@ class ReferenceBank:
     @torch.inference_mode(False)
     def add(self, embeddings: Tensor, ids: Tensor | None) -> None:
         """Add (batch, dim) rows, letting the oldest leave when the bank is full."""
-        if self._count and (ids is None) != (self._ids is None):
-            held, came = ("with", "without") if ids is None else ("without", "with")
-            raise OptionError(
-                f"ReferenceBank.add got rows {came} ids, but its {self._count} rows were added "
-                f"{held} ids; pass ids always or never."
-            )
+        self.check_consistent(ids, caller="ReferenceBank.add")
         embeddings = embeddings.detach()
         if self._rows is not None and self._rows.device != embeddings.device:
             # A bank loaded on the CPU moves to the accelerator once, not at every score.

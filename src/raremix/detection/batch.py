@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from raremix.errors import OptionError, RaremixWarning
-from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows, loses_digits
+from raremix.inputs import (
+    ArrayLike,
+    as_embeddings,
+    as_ids,
+    finite_rows,
+    loses_digits,
+    what_is_not_finite,
+)
 
 __all__ = ["as_mask", "enter", "select", "spread"]
 
@@ -27,8 +34,8 @@ def enter(
     left_out = len(rows) - int(valid.sum())
     if left_out:
         warnings.warn(
-            f"{caller} left out {left_out} of {len(rows)} rows that hold NaN or infinity; "
-            "they get the score NaN.",
+            f"{caller} left out {left_out} of {len(rows)} rows that hold "
+            f"{what_is_not_finite(embeddings, rows)}; they get the score NaN.",
             RaremixWarning,
             stacklevel=3,
         )

@@ -16,6 +16,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from raremix import distributed
+from raremix.data.arrays import read_torch
+from raremix.data.kinds import file_kind
 from raremix.data.writing import replacing
 from raremix.detection.bank import ReferenceBank
 from raremix.detection.batch import as_mask, enter, select, spread
@@ -31,7 +33,7 @@ from raremix.errors import (
     OptionError,
     RaremixWarning,
 )
-from raremix.inputs import ArrayLike
+from raremix.inputs import ArrayLike, what_is_not_finite
 from raremix.protocols import Scorer, State, StreamThreshold, Threshold
 from raremix.state import open_state, sealed_state
 
@@ -134,8 +136,8 @@ class OODDetector:
         rows, own_ids, valid = enter(embeddings, ids, "OODDetector.fit")
         if not bool(valid.any()):
             raise NonFiniteError(
-                f"OODDetector.fit got {len(rows)} rows and every one holds NaN or infinity; "
-                "check the encoder that made them."
+                f"OODDetector.fit got {len(rows)} rows and every one holds "
+                f"{what_is_not_finite(embeddings, rows)}; check the encoder that made them."
             )
         kept, kept_ids = select(rows, own_ids, valid)
         kept_scores = self.scorer.fit(kept, kept_ids).float()
@@ -198,8 +200,12 @@ class OODDetector:
 
         Raises:
             EmbeddingShapeError: If shapes do not fit each other or what was seen before.
+            OptionError: If ids are given and were not before, or the other way round.
         """
         rows, own_ids, valid = enter(embeddings, ids, "OODDetector.observe")
+        bank = self._bank()
+        if bank is not None:
+            bank.check_consistent(own_ids, caller="OODDetector.observe")
         replayed = as_mask(is_replay, len(rows), "OODDetector.observe")
         if own_ids is not None:
             self._begin_anew_if_restarted(rows, own_ids, valid)
@@ -267,8 +273,12 @@ class OODDetector:
         bank = self._bank()
         if bank is None:
             return
-        agreement = self._watch.compare(rows, ids, bank)
-        message = self._watch.restarted(distributed.gather_rows(agreement.where(valid, torch.nan)))
+        agreement = self._watch.compare(rows, ids, bank).where(valid, torch.nan)
+        if not self._watch.seems_restarted(distributed.gather_rows(agreement)):
+            return
+        # All ranks come here or none, since all were told the same.
+        everyone, usable = distributed.gather_rows(rows), distributed.gather_rows(valid)
+        message = self._watch.restarted(everyone[usable])
         if message is not None:
             bank.clear()
             self._history.clear()
@@ -357,19 +367,17 @@ class OODDetector:
         """Take over the state in a file that ``save`` wrote, and return the detector.
 
         Raises:
-            FileFormatError: If the file is not one that torch can load safely.
+            FileFormatError: If the file is missing, damaged, or not one that torch can load safely.
             StateMismatchError: If it holds another state.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            raise
-        except Exception as cause:  # torch raises many kinds for a damaged or foreign file
+        caller = "OODDetector.load"
+        kind = file_kind(path, caller=caller)
+        if kind != "torch":
             raise FileFormatError(
-                f"OODDetector.load expects a file written by OODDetector.save, and {path} is not "
-                f"one, or is damaged: {(str(cause) or type(cause).__name__).splitlines()[0]}"
-            ) from cause
-        self.load_state_dict(state)
+                f"{caller} expects a file that OODDetector.save wrote, and {path} is a {kind} file."
+            )
+        # Not mapped, since the file may be saved anew while the detector lives.
+        self.load_state_dict(read_torch(Path(path), caller=caller, mmap=False))
         return self
 
 

@@ -83,6 +83,7 @@ class ScoreHistory:
         """Take over saved means; smoothing must be what it was saved with."""
         keys = ("smoothing", "ids", "means", "visits")
         content = open_state(state, kind="ScoreHistory", version=1, keys=keys)
-        check_settings("ScoreHistory", content, {"smoothing": self.smoothing})
+        # Whoever loads it has built a detector, and set its smoothing there.
+        check_settings("OODDetector", content, {"smoothing": self.smoothing})
         columns = (content[name].tolist() for name in ("ids", "means", "visits"))
         self._means = {key: (mean, visits) for key, mean, visits in zip(*columns, strict=True)}

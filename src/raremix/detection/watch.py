@@ -68,7 +68,7 @@ class ReferenceWatch:
         self._best_spread = max(spread, _FADE * self._best_spread)
         dim = rows.shape[1]
         self.is_collapsed = (
-            rank < min(_COLLAPSED_RANK, dim / 8)
+            rank < _least_rank(rows)
             or rank < _RANK_DROP * self._best_rank
             or spread < _SPREAD_DROP * self._best_spread
         )
@@ -134,15 +134,25 @@ class ReferenceWatch:
         agreement[here] = (farther * is_other).sum(dim=1) / counted
         return agreement
 
-    def restarted(self, agreement: Tensor) -> str | None:
-        """Take in what ``compare`` said of all ranks; return a warning if the encoder is another.
-
-        The bank's rows must then be forgotten.
-        """
+    def seems_restarted(self, agreement: Tensor) -> bool:
+        """Take in what ``compare`` said of all ranks; say whether the encoder may be another."""
         # The GPU waits here, once a step.
         self._agreements.extend(value for value in agreement.tolist() if value == value)
         # Where all rows are alike none is recognised, and forgetting them would not help.
-        if len(self._agreements) < _REVISITS or self.is_collapsed or self.agreement >= _AGREEMENT:
+        return (
+            len(self._agreements) == _REVISITS
+            and not self.is_collapsed
+            and self.agreement < _AGREEMENT
+        )
+
+    def restarted(self, rows: Tensor) -> str | None:
+        """Return a warning if what seems restarted is, by the (n, dim) finite rows of this step.
+
+        The bank's rows must then be forgotten. Rows that span next to nothing are no new encoder's:
+        they are a collapse that the bank does not show yet, and it is looked at until it does.
+        """
+        if effective_rank(rows) < min(_least_rank(rows), len(rows) / 2):
+            self._wait = 0
             return None
         found, restarts = self.agreement, self.restarts + 1
         self.clear()
@@ -188,3 +198,8 @@ _STATE = (
     "_told",
     "_agreements",
 )
+
+
+def _least_rank(rows: Tensor) -> float:
+    """The rank below which (n, dim) rows count as collapsed, whatever came before."""
+    return min(_COLLAPSED_RANK, rows.shape[1] / 8)

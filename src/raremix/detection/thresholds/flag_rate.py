@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raremix.detection.thresholds.calibration import calibration_scores
 from raremix.detection.thresholds.ranks import (
     exceeded_by,
     no_scores,
@@ -15,6 +16,7 @@ from raremix.detection.thresholds.ranks import (
     two_sample_distance,
 )
 from raremix.errors import OptionError
+from raremix.inputs import ArrayLike
 from raremix.options import check_count, check_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
@@ -170,9 +172,16 @@ class FlagRate:
         return value
 
     @torch.inference_mode(False)
-    def fit(self, scores: Tensor) -> None:
-        """Calibrate on (n,) finite scores, so that exactly a share of ``rate`` lies above."""
-        scores = scores.detach().cpu().float()
+    def fit(self, scores: ArrayLike | Sequence[float]) -> None:
+        """Calibrate on (n,) scores, so that exactly a share of ``rate`` lies above.
+
+        Those that are NaN or infinite are left out with a warning.
+
+        Raises:
+            EmbeddingShapeError: If they are not real numbers of shape (n,).
+            NotEnoughCalibrationError: If none is finite.
+        """
+        scores = calibration_scores(scores, caller="FlagRate.fit")
         self._forget()
         self._is_stable = self._is_warm = True
         self._recent = scores.clone()

@@ -1,13 +1,15 @@
 """A threshold at a quantile of one calibration, which later scores do not move."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raremix.detection.thresholds.calibration import calibration_scores
 from raremix.detection.thresholds.ranks import exceeded_by, no_scores
+from raremix.inputs import ArrayLike
 from raremix.options import check_count, check_number
 from raremix.protocols import State
 from raremix.state import check_settings, open_state, sealed_state
@@ -51,10 +53,16 @@ class QuantileThreshold:
         """Scores above it are rare; infinity until it is calibrated."""
         return self._value
 
-    def fit(self, scores: Tensor) -> None:
-        """Calibrate on (n,) finite scores, n at least 1."""
+    def fit(self, scores: ArrayLike | Sequence[float]) -> None:
+        """Calibrate on (n,) scores; those that are NaN or infinite are left out with a warning.
+
+        Raises:
+            EmbeddingShapeError: If they are not real numbers of shape (n,).
+            NotEnoughCalibrationError: If none is finite.
+        """
+        known = calibration_scores(scores, caller="QuantileThreshold.fit")
         self._seen = no_scores()
-        self._value = exceeded_by(scores, 1.0 - self.quantile)
+        self._value = exceeded_by(known, 1.0 - self.quantile)
 
     def update(self, scores: Tensor, is_rare: Tensor) -> None:
         """Collect scores until there are enough to calibrate on; then do nothing."""
