@@ -100,6 +100,10 @@ class Settings:
     detect: bool = option(True, "use detector and buffer at all; without, plain DINO")
     replay: float = option(0.125, "share of each batch that comes from the buffer")
     buffer_capacity: int = option(0, "samples remembered; 0: 2 %% of the data, at least 32")
+    policy: Literal["fifo", "reservoir", "rarest", "two-tier", "redundancy", "clusters"] = option(
+        "fifo", "who stays in the buffer: the last, an even sample, the rarest, ..."
+    )
+    max_uses: int = option(0, "replays of one sample before it leaves; 0: no limit")
     scorer: Literal["fused", "knn", "mean"] = option(
         "fused", "distances at many scales, to a near neighbour, or to the mean"
     )
@@ -116,6 +120,15 @@ class Settings:
     save_every_minutes: float = option(10.0, "between checkpoints")
     stop_after_steps: int = option(0, "leave a resumable run after so many steps; 0: train on")
 
+
+POLICIES = {
+    "fifo": raremix.FIFO,
+    "reservoir": raremix.Reservoir,
+    "rarest": raremix.RarestK,
+    "two-tier": raremix.TwoTier,
+    "redundancy": raremix.LeastRedundant,
+    "clusters": raremix.ClusterBalanced,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # scikit-learn's 8x8 digits, cut to a long tail: minutes on two CPU cores.
@@ -416,7 +429,9 @@ class Run:
             threshold = raremix.FlagRate(settings.flag_rate, warmup_scores=settings.warmup_images)
         self.detector = raremix.OODDetector(scorer, threshold, smoothing=settings.smoothing)
         capacity = settings.buffer_capacity or max(32, round(0.02 * len(self.data.dataset)))
-        self.buffer = raremix.RareMemoryBuffer(capacity)
+        self.buffer = raremix.RareMemoryBuffer(
+            capacity, policy=POLICIES[settings.policy](), max_uses=settings.max_uses or None
+        )
         self.loader = raremix.BufferedMixSampler.wrap(
             loader,
             self.buffer,
@@ -682,7 +697,8 @@ def train(settings: Settings, *, say: Callable[[str], None] = print) -> Run:
             rarity: dict[str, Any] = {}
             if settings.detect:
                 found = run.detector.observe(embeddings, ids=batch.ids, is_replay=batch.is_replay)
-                run.buffer.add(batch, found)
+                features = embeddings if run.buffer.needs_features else None
+                run.buffer.add(batch, found, features=features)
                 rarity["flag_rate"] = float(found.is_rare[~batch.is_replay].float().mean())
                 rarity["threshold"] = found.threshold
 
