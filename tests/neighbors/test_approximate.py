@@ -204,6 +204,11 @@ def test_scores_are_never_too_small_for_random_shapes(
     assert 0.0 <= found.agreement.proven <= 1.0
 
 
+def test_queries_of_another_width_are_named_as_they_were_given() -> None:
+    with pytest.raises(EmbeddingShapeError, match=r"of shape \(batch, 4\), got \(5, 3\)"):
+        ApproximateIndex(normal(300, 4)).score(normal(5, 3), 3)
+
+
 def test_inputs_are_not_changed() -> None:
     rows = ROWS[:600].clone()
     ApproximateIndex(rows, kind="ivfpq").score(rows, 3)
@@ -221,6 +226,7 @@ def test_inputs_are_not_changed() -> None:
         ({"probes": 18}, "at most as many probes as lists, got probes=18 for lists=17"),
         ({"kind": "ivfpq", "codes": 3}, "expects codes to divide the width 4, got 3"),
         ({"kind": "ivfpq", "training_rows": 200}, "at least 256 rows to make its codes from"),
+        ({"codes": 2}, 'of kind "ivf" keeps whole rows and no codes, got codes=2'),
         ({"seed": -1}, "expects seed"),
         ({"max_memory": 10}, "expects max_memory"),
     ],

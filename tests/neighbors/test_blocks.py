@@ -110,6 +110,12 @@ def test_what_holds_no_rows_is_refused() -> None:
         list(row_blocks(np.zeros(5), 1000, caller="a test"))
 
 
+def test_an_iterator_at_its_end_is_named(queries: Array) -> None:
+    for asked in ((queries, iter([])), (iter([]), queries), ([], queries)):
+        with pytest.raises(EmbeddingShapeError, match="iterable that yields no rows; an iterator"):
+            nearest(*asked, k=1)
+
+
 def test_changes_of_a_private_mapping_are_kept(bank: Array, tmp_path: Path) -> None:
     mapped(bank, tmp_path)
     private: Array = np.load(tmp_path / "rows.npy", mmap_mode="c")

@@ -107,6 +107,64 @@ def test_an_index_takes_new_ids_with_the_changed_rows() -> None:
     assert_distances(found, expected)
 
 
+@pytest.mark.parametrize("places", [None, [10], torch.tensor([10])])
+def test_an_index_keeps_its_ids_where_only_rows_change(places: list[int] | Tensor | None) -> None:
+    bank, ids = normal(20, 3), torch.arange(20) // 2
+    index = NeighborIndex(bank, ids)
+    bank = bank.clone()
+    bank[10] = bank[11] + 1e-4  # its sibling, which must not become its neighbour
+    index.replace(bank, places)
+    assert index.siblings == 2
+    assert_distances(index.leave_one_out(1), brute_force(bank, bank, 1, ids, ids))
+
+
+def test_new_rows_of_an_index_with_ids_need_ids() -> None:
+    index = NeighborIndex(normal(20, 3), torch.arange(20))
+    for places in (None, [20]):
+        with pytest.raises(OptionError, match=r"replace expects ids, since .* the bank has 21 now"):
+            index.replace(normal(21, 3), places)
+    assert len(index) == 20
+
+
+@pytest.mark.parametrize(
+    ("places", "error", "message"),
+    [
+        ([500], OptionError, "expects places from 0 to 19, got 500 to 500"),
+        (torch.tensor([3, -1]), OptionError, "expects places from 0 to 19, got -1 to 3"),
+        ([0.5], EmbeddingShapeError, "expects places as whole numbers"),
+    ],
+)
+def test_places_outside_the_bank_are_refused_and_the_index_stays(
+    places: list[int], error: type[Exception], message: str
+) -> None:
+    bank, ids = normal(20, 3), torch.arange(20)
+    index = NeighborIndex(bank, ids)
+    with pytest.raises(error, match=rf"NeighborIndex\.replace {message}"):
+        index.replace(normal(20, 3, seed=1), places, ids)
+    assert torch.equal(index.rows, bank)
+
+
+def test_siblings_are_counted_anew_though_the_ids_are_changed_in_place() -> None:
+    bank, ids = normal(20, 3), torch.arange(20)
+    index = NeighborIndex(bank, ids)
+    for own, most in ((0, 1), (4, 2), (5, 2), (6, 2), (0, 1)):
+        ids[0] = own
+        index.replace(bank, [0], ids)
+        assert index.siblings == most
+        assert_distances(index.leave_one_out(3), brute_force(bank, bank, 3, ids, ids))
+
+
+def test_ids_that_are_known_are_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, ids = normal(20, 3), torch.arange(20)
+    index = NeighborIndex(bank, ids)
+    index.replace(bank, [3], ids)
+    counted: list[Tensor] = []
+    monkeypatch.setattr("raremix.neighbors.index.most_siblings", counted.append)
+    index.replace(bank, [3], ids.clone())
+    assert not counted  # it takes milliseconds over a whole bank
+    assert index.siblings == 1
+
+
 def test_a_changed_row_with_nan_is_refused_and_the_index_stays() -> None:
     bank = normal(100, 8)
     index = NeighborIndex(bank)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from raremix.errors import NotEnoughReferenceError, OptionError
-from raremix.inputs import ArrayLike, as_embeddings, as_ids, finite_rows, not_finite
+from raremix.inputs import (
+    ArrayLike,
+    as_embeddings,
+    as_ids,
+    check_embeddings,
+    finite_rows,
+    not_finite,
+)
 from raremix.neighbors.blocks import row_blocks
 from raremix.neighbors.faiss_door import load_faiss
 from raremix.neighbors.index import Metric, most_siblings, unit_rows
@@ -136,7 +143,8 @@ class ApproximateIndex:
         self.max_memory = check_count(caller, "max_memory", max_memory, least=2**20)
         self.training_rows = check_count(caller, "training_rows", training_rows, least=1)
         self.seed = check_count(caller, "seed", seed, least=0)
-        self.dim = as_embeddings(bank[:1], caller=caller).shape[1]
+        check_embeddings(bank, caller=caller)
+        self.dim = bank.shape[1]
         self._bank = bank
         self._ids = None if ids is None else as_ids(ids, caller=caller, length=len(bank))
         self._siblings = 0
@@ -155,6 +163,11 @@ class ApproximateIndex:
             raise OptionError(
                 f"{caller} expects at most as many probes as lists, got probes={self.probes} for "
                 f"lists={self.lists}."
+            )
+        if codes is not None and kind != "ivfpq":
+            raise OptionError(
+                f'{caller} of kind "{kind}" keeps whole rows and no codes, got codes={codes}; leave '
+                'it out, or pass kind="ivfpq".'
             )
         self.codes = self._codes(codes) if kind == "ivfpq" else None
         self._centre, self._scale = self._measures()
@@ -203,7 +216,7 @@ class ApproximateIndex:
         check_number(caller, "top", top, above=0.0, most=1.0)
         check_number(caller, "rescore", rescore, least=top, most=1.0)
         check_count(caller, "sample", sample, least=1)
-        as_embeddings(queries[:1], caller=caller, dim=self.dim)
+        check_embeddings(queries, caller=caller, dim=self.dim)
         if k > len(self._bank):
             raise NotEnoughReferenceError(
                 f"{caller} was asked for k={k} neighbours in a bank of {len(self._bank)} rows; "

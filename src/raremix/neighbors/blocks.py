@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raremix.errors import EmbeddingShapeError
-from raremix.inputs import ArrayLike, as_embeddings
+from raremix.inputs import ArrayLike, as_embeddings, check_embeddings
 
 __all__ = ["RowSource", "in_memory", "row_blocks"]
 
@@ -51,16 +51,21 @@ def row_blocks(
                 f"{caller} expects rows as an array, a memory-mapped array or an iterable of "
                 f"arrays, got {type(source).__name__}."
             )
+        is_empty = True
         for piece in source:
             for block in row_blocks(piece, block_bytes, caller=caller, dim=dim):
-                dim = block.shape[1]
+                dim, is_empty = block.shape[1], False
                 yield block
+        if is_empty:
+            raise EmbeddingShapeError(
+                f"{caller} got an iterable that yields no rows; an iterator that was read once "
+                "before is at its end, so pass a list or a new one."
+            )
         return
-    if source.ndim != 2:
-        as_embeddings(source, caller=caller, dim=dim)  # says what is wrong
-    step = max(block_bytes // (4 * max(source.shape[1], 1)), 1)
+    check_embeddings(source, caller=caller, dim=dim)
+    step = max(block_bytes // (4 * source.shape[1]), 1)
     mapping = _mapping(source) if isinstance(source, np.ndarray) else None
-    for start in range(0, max(len(source), 1), step):
+    for start in range(0, len(source), step):
         piece = source[start : start + step]
         if isinstance(piece, np.ndarray) and mapping is not None and _can_alias(piece):
             yield as_embeddings(_alias(piece), caller=caller, dim=dim)

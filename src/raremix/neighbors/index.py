@@ -5,7 +5,7 @@ It chooses how a search runs; that the result is exact is for ``proof`` to see t
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raremix.errors import NotEnoughReferenceError, OptionError
-from raremix.inputs import ArrayLike, as_embeddings, as_ids, not_finite
+from raremix.inputs import ArrayLike, as_embeddings, as_ids, as_whole_numbers, not_finite
 from raremix.neighbors.choice import chosen_engine
 from raremix.neighbors.engines import (
     CandidateEngine,
@@ -125,14 +125,20 @@ class NeighborIndex:
         if not self._fits_float32:
             self._bank = bank.double()
         self._ids: Tensor | None = None
+        self._counted: Tensor | None = None  # a copy of the ids whose siblings were counted
         self._siblings = 0
         if ids is not None:
-            self._take_ids(ids)
+            own = as_ids(ids, caller="NeighborIndex", length=len(bank))
+            self._siblings = most_siblings(own)
+            self._ids = own.to(bank.device)
 
-    def _take_ids(self, ids: ArrayLike) -> None:
-        own = as_ids(ids, caller="NeighborIndex", length=len(self))
-        self._siblings = most_siblings(own)
-        self._ids = own.to(self._bank.device)
+    def _follow_ids(self, ids: Tensor) -> None:
+        # Most steps of a training loop bring samples that are known, each back to its place.
+        # Compared with a copy, since the ids given may be those of a bank that changes in place.
+        if self._counted is None or not torch.equal(ids, self._counted):
+            self._siblings = most_siblings(ids)
+            self._counted = ids.clone()
+        self._ids = ids.to(self._bank.device)
 
     def __len__(self) -> int:
         return len(self._bank)
@@ -216,7 +222,8 @@ class NeighborIndex:
         if query_ids is not None:
             if self._ids is None:
                 raise OptionError(
-                    "nearest expects query_ids and bank_ids together, got only query_ids."
+                    "nearest expects query_ids and bank_ids together, got only query_ids; a "
+                    "NeighborIndex takes the ids of its rows when it is built."
                 )
             own = as_ids(query_ids, caller="nearest", length=len(shown)).to(shown.device)
         if len(self) < k:
@@ -241,42 +248,59 @@ class NeighborIndex:
         count = _count(k, 0 if own is None else self._siblings, name)
         return self._search(shown, own, known, k, count).run(self._ready(name))
 
-    def replace(self, bank: ArrayLike, places: Tensor | None, ids: ArrayLike | None = None) -> None:
+    def replace(
+        self,
+        bank: ArrayLike,
+        places: ArrayLike | Sequence[int] | None,
+        ids: ArrayLike | Sequence[int] | None = None,
+    ) -> None:
         """Follow a bank that has changed, preparing only what changed where that can be done.
 
         Args:
             bank: (m, dim) the whole bank as it is now; m may have changed.
-            places: (c,) int64, the rows that are new or changed; None for all of them.
-            ids: (m,) integers, if the index has ids.
+            places: (c,) integers, the rows that are new or changed; None for all of them.
+            ids: (m,) integers, if the index has ids; those it has stay if none are given, for as
+                many rows as before.
 
         Raises:
             EmbeddingShapeError: If the bank is not (m, dim) of the width before, or holds NaN or
-                infinity.
+                infinity; if ids do not fit its rows.
+            OptionError: If a place lies outside the bank, or ids are missing for new rows.
         """
-        rows = as_embeddings(bank, caller="NeighborIndex.replace", dim=self.dim)
+        caller = "NeighborIndex.replace"
+        rows = as_embeddings(bank, caller=caller, dim=self.dim)
+        if ids is None and self._ids is not None:
+            if len(rows) != len(self):
+                raise OptionError(
+                    f"{caller} expects ids, since the index has some for its {len(self)} rows and "
+                    f"the bank has {len(rows)} now; pass one id per row."
+                )
+            ids = self._ids
+        own = None if ids is None else as_ids(ids, caller=caller, length=len(rows))
+        changed = None if places is None else _places(places, len(rows), caller)
         self._grows = self._grows or len(rows) > len(self)
         followed = False
-        if places is not None and self._fits_float32 and rows.stride(1) == 1:
-            places = places.to(rows.device)
-            fresh = rows[places]
+        if changed is not None and self._fits_float32 and rows.stride(1) == 1:
+            changed = changed.to(rows.device)
+            fresh = rows[changed]
             if len(fresh) == 0 or _squares_fit_float32(fresh):
                 if self.metric == "cosine":
                     grown = rows.new_empty(rows.shape)
                     kept = min(len(rows), len(self))
                     grown[:kept] = self._bank[:kept]
-                    grown[places] = unit_rows(fresh)
+                    grown[changed] = unit_rows(fresh)
                     rows = grown
                 self._prepared = {
                     name: prepared
                     for name, prepared in self._prepared.items()
-                    if prepared.replace(rows, places)
+                    if prepared.replace(rows, changed)
                 }
                 self._bank, followed = rows, True
         if not followed:
             self._prepared = {}
-            self._hold(rows, ids)
-        elif ids is not None:
-            self._take_ids(ids)
+            self._hold(rows, None)
+        if own is not None:
+            self._follow_ids(own)
 
     def _search(
         self, queries: Tensor, own: Tensor | None, known: Tensor | None, k: int, count: int
@@ -362,7 +386,7 @@ def search_blocks(
         squared, rows = block.squared(queries, min(k, len(block)), query_ids=query_ids)
         best = merge(best, (squared.double(), rows + done), k)
         done += len(block)
-    assert best is not None, "there is at least one block"
+    assert best is not None, "a bank of no rows is refused where it is read"
     return best
 
 
@@ -380,6 +404,19 @@ def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors
         )
     # In float64, so that a distance does not depend on the dtype that its square came in.
     return Neighbors(squared.double().sqrt().float(), rows)
+
+
+def _places(places: ArrayLike | Sequence[int], rows: int, caller: str) -> Tensor:
+    """(c,) int64 on the CPU, each in [0, rows)."""
+    found = as_whole_numbers(
+        places, caller=caller, what="places", hint="a place is the number of a row of the bank"
+    )
+    if len(found) and not 0 <= int(found.min()) <= int(found.max()) < rows:
+        raise OptionError(
+            f"{caller} expects places from 0 to {rows - 1}, got {int(found.min())} to "
+            f"{int(found.max())}; pass the bank as it is now, and the rows of it that changed."
+        )
+    return found
 
 
 def most_siblings(ids: Tensor) -> int:

@@ -122,7 +122,9 @@ class NeighborReference:
     def _prepared(self, device: torch.device) -> NeighborIndex:
         """The index of the bank as it is now, of which only what changed is prepared anew."""
         rows, index = self.bank.rows.to(device), self._index
-        if index is None or index.device != device or index.dim != rows.shape[1]:
+        # Ids that come or go do so with a bank that was emptied.
+        is_other = index is not None and (index.ids is None) != (self.bank.ids is None)
+        if index is None or is_other or index.device != device or index.dim != rows.shape[1]:
             index = self._index_of(rows, self.bank.ids)
         elif self._version != self.bank.version:
             index.replace(rows, self.bank.changes_since(self._version), self.bank.ids)
