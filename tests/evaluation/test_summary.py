@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from raremix.errors import OptionError
+from raremix.errors import NonFiniteError, OptionError
 from raremix.evaluation import (
     Interval,
     auroc,
@@ -118,9 +118,35 @@ def test_skipped_nan_scores_are_counted_and_change_nothing_else() -> None:
 
 def test_options_out_of_range_are_named() -> None:
     scores, rare = _data()
-    with pytest.raises(OptionError, match="resamples of 0 or more, got -1"):
-        evaluate(scores, rare, resamples=-1)
-    with pytest.raises(OptionError, match="at least 1 resample, got 0"):
-        bootstrap_intervals(scores, rare, resamples=0)
+    for resamples in (-1, 1, 19):
+        message = f"evaluate expects 0 resamples, .* or at least 20, got {resamples}"
+        with pytest.raises(OptionError, match=message):
+            evaluate(scores, rare, resamples=resamples)
+    with pytest.raises(OptionError, match="expects at least 20 resamples, got 1"):
+        bootstrap_intervals(scores, rare, resamples=1)
     with pytest.raises(OptionError, match=r"level in \(0, 1\), got 95"):
         bootstrap_intervals(scores, rare, level=95)
+
+
+def test_an_interval_of_few_rare_samples_is_said_to_mean_nothing() -> None:
+    scores = np.arange(100.0)
+    (note,) = evaluate(scores, scores == 90, resamples=50).notes
+    assert note.startswith("only 1 of 100 samples is rare: from fewer than 5")
+    (note,) = evaluate(scores, scores >= 3, resamples=50).notes
+    assert note.startswith("only 3 of 100 samples are common")
+    assert evaluate(scores, scores >= 95, resamples=50).notes == ()
+    assert evaluate(scores, scores == 90, resamples=0).notes == ()
+
+
+def test_an_area_whose_interval_holds_chance_is_not_called_below_it() -> None:
+    scores = np.arange(100.0)
+    rare = np.isin(scores, (5, 20, 45, 50, 60, 80))
+    found = evaluate(scores, rare, resamples=200)
+    assert found.auroc < 0.5 < found.auroc_interval.high  # type: ignore[union-attr]  # asked for
+    assert found.notes == ()
+    assert "below chance" in evaluate(scores, scores < 6, resamples=200).notes[0]
+
+
+def test_scores_that_are_all_nan_are_said_to_be_none() -> None:
+    with pytest.raises(NonFiniteError, match="evaluate got 4 samples and not one score, only NaN"):
+        evaluate([np.nan] * 4, [0, 1, 0, 1], skip_nan=True)

@@ -64,6 +64,11 @@ def checked(
     rare = flags.astype(np.bool_)
     kept = ~np.isnan(values)
     values, rare = values[kept], rare[kept]
+    if len(values) == 0:
+        raise NonFiniteError(
+            f"{caller} got {len(flags)} samples and not one score, only NaN; there is nothing to "
+            "judge, so look at what made the scores."
+        )
     if not rare.any() or rare.all():
         raise LabelError(
             f"{caller} needs rare and common samples, but of {len(values)} scored samples none is "

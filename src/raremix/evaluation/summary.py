@@ -23,6 +23,12 @@ from raremix.inputs import ArrayLike
 
 __all__ = ["Evaluation", "Interval", "bootstrap_intervals", "evaluate"]
 
+_LEAST_RESAMPLES = 20
+"""With fewer, an interval may not even hold the estimate."""
+
+_FEW = 5
+"""Fewer rare samples than this are redrawn to nearly themselves."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -82,7 +88,7 @@ def bootstrap_intervals(
     Args:
         scores: (n,) floats, larger is rarer; infinity is allowed, NaN is not.
         is_rare: (n,) bool, or integers 0 and 1.
-        resamples: How many times to redraw; time and not memory grows with it.
+        resamples: How many times to redraw, at least 20; time and not memory grows with it.
         level: Share of the resamples inside the interval, in (0, 1).
         seed: Seed of the draws. The global generators are not touched.
 
@@ -98,8 +104,11 @@ def bootstrap_intervals(
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    if resamples < 1:
-        raise OptionError(f"bootstrap_intervals expects at least 1 resample, got {resamples}.")
+    if resamples < _LEAST_RESAMPLES:
+        raise OptionError(
+            f"bootstrap_intervals expects at least {_LEAST_RESAMPLES} resamples, got {resamples}; "
+            "1,000 are usual."
+        )
     if not 0 < level < 1:
         raise OptionError(f"bootstrap_intervals expects a level in (0, 1), got {level}.")
     values, rare = checked(scores, is_rare, caller="bootstrap_intervals")
@@ -138,7 +147,7 @@ def evaluate(
         is_rare: (n,) bool, or integers 0 and 1.
         thresholds: Scores to cut at; given these, ``rates`` is not looked at.
         rates: Shares of the samples to flag, each in (0, 1).
-        resamples: Bootstrap resamples; 0 leaves the intervals out.
+        resamples: Bootstrap resamples, at least 20; 0 leaves the intervals out.
         seed: Seed of the bootstrap.
         skip_nan: Leave samples without a score out and count them, rather than refuse them.
 
@@ -158,8 +167,11 @@ def evaluate(
     """
     values, rare = checked(scores, is_rare, caller="evaluate", skip_nan=skip_nan)
     left_out = np.size(as_numpy(scores)) - len(values)
-    if resamples < 0:
-        raise OptionError(f"evaluate expects resamples of 0 or more, got {resamples}.")
+    if resamples and resamples < _LEAST_RESAMPLES:
+        raise OptionError(
+            f"evaluate expects 0 resamples, for no intervals, or at least {_LEAST_RESAMPLES}, got "
+            f"{resamples}; 1,000 are usual."
+        )
     area_interval = precision_interval = None
     if resamples:
         area_interval, precision_interval = bootstrap_intervals(
@@ -170,7 +182,16 @@ def evaluate(
     notes = []
     if left_out:
         notes.append(f"{left_out} of {left_out + len(values)} samples have no score (NaN).")
-    if area < 0.5:
+    fewest = min(int(rare.sum()), int((~rare).sum()))
+    if area_interval is not None and fewest < _FEW:
+        kind = "rare" if rare.sum() == fewest else "common"
+        notes.append(
+            f"only {fewest} of {len(values)} samples {'is' if fewest == 1 else 'are'} {kind}: from "
+            f"fewer than {_FEW} an interval says nothing, and the truth may lie far outside."
+        )
+    # Where the interval reaches 0.5, or says nothing, an area below it may be chance.
+    is_sure = area_interval is None or (area_interval.high < 0.5 and fewest >= _FEW)
+    if area < 0.5 and is_sure:
         notes.append(
             f"AUROC {area:.3f} is below chance: check the sign of the score (larger must mean "
             "rarer) or the features, where rare samples may lie near the common mean."
