@@ -346,7 +346,7 @@ def test_admit_wants_one_score_per_id() -> None:
         ({"capacity": 4, "max_bytes": 0}, "max_bytes as a whole number of at least 1, got 0"),
     ],
 )
-def test_a_size_out_of_range_is_refused(settings: dict[str, int], message: str) -> None:
+def test_a_size_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         RareMemoryBuffer(**settings)
 

@@ -39,6 +39,13 @@ class Ledger:
         _count(self._all, number, entries)
         self.total += len(entries)
 
+    def note_delivered(self, number: int, entries: Sequence[int]) -> None:
+        """Count a draw that is used at once, as for batch ``number``."""
+        for counts in (self._all, self._delivered):
+            _count(counts, number, entries)
+        self.total += len(entries)
+        self._delivered_total += len(entries)
+
     def deliver(self, number: int) -> None:
         """The draws up to batch ``number`` will not be taken back."""
         while self._on_the_way and self._on_the_way[0][0] <= number:

@@ -82,12 +82,16 @@ class Replays:
         self.ahead_most = max(self.ahead_most, number - now)
         step = max(step, BEFORE)
         self.viewed = max(self.viewed, step)
-        return self._draw(self.timeline.at(step), number, count, step, taken, below, seed)
+        drawn = self._draw(self.timeline.at(step), number, count, step, taken, below, seed)
+        if self._counts:
+            self.ledger.note(number, drawn.entries)
+        return drawn
 
     def at_once(self, rows: Columns, count: int, *, step: int, seed: int) -> Drawn:
         """Draw from what is held in ``step``, for use in this very step."""
         drawn = self._draw(rows, step + 1, count, step, (), None, seed)
-        self.ledger.deliver(step + 1)
+        if self._counts:
+            self.ledger.note_delivered(step + 1, drawn.entries)
         return drawn
 
     def _draw(
@@ -122,8 +126,6 @@ class Replays:
             chances = [len(places) / max(len(rows) - blocked, 1)] * len(places)
         at = np.array(places, dtype=np.int64)
         chosen = entries[at].tolist()
-        if self._counts:
-            self.ledger.note(number, chosen)
         return Drawn(keys[at].tolist(), chosen, chances, (step - born[at]).tolist())
 
     def _barred(self, rows: Columns, number: int, step: int, below: int | None) -> Any:
@@ -169,8 +171,9 @@ class Replays:
             if len(self.ledger) > 2 * len(held) + 1024:
                 base = timeline.at(step + 1 - timeline.lag) if timeline.lag else held
                 known = {*held["entry"].tolist(), *base["entry"].tolist()}
-                newest = held["entry"].max(initial=-1)
-                self.ledger.keep(lambda entry: entry in known or entry > newest)
+                # Who came after the base is still to be drawn, even if gone by now.
+                came = base.came
+                self.ledger.keep(lambda entry: entry in known or entry >= came)
 
     def rewind(self) -> None:
         """The batches on their way will be drawn again."""

@@ -105,19 +105,40 @@ def draw_weighted(
 ) -> Chosen:
     """Choose places with chances in proportion to their weights, none twice.
 
-    The probabilities are those of the first order: ``count`` times a place's share of the weight
-    of all that may be drawn, at most 1.
+    The chances hold exactly: ``count`` times a place's share of the weight of all that may be
+    drawn. Whoever would have more than 1 is drawn for sure, and the others share what is left.
 
     Source:
-        Efraimidis and Spirakis, Weighted random sampling with a reservoir, Information Processing
-        Letters 97, 2006: the largest of u ** (1 / w).
+        Madow's systematic sampling, in an order drawn anew each time: Hartley and Rao, Sampling
+        with unequal probabilities and without replacement, Annals of Mathematical Statistics 33,
+        1962, https://doi.org/10.1214/aoms/1177704564.
     """
     if allowed is not None:
         weights = np.where([allowed(place) for place in range(len(weights))], weights, 0.0)
     some = np.flatnonzero(weights > 0)
-    if not len(some):
+    count = min(count, len(some))
+    if not count:
         return Chosen([], [])
-    drawn = np.log(np.maximum(uniforms(seed, len(weights))[some], 1e-300)) / weights[some]
-    chosen = some[np.argsort(-drawn, kind="stable")[:count]]
-    chances = np.minimum(count * weights[chosen] / weights.sum(), 1.0)
-    return Chosen(chosen.tolist(), chances.tolist())
+    first, *turns = uniforms(seed, 1 + len(some)).tolist()
+    some = some[np.argsort(turns, kind="stable")]
+    chances = _inclusion(weights[some], count)
+    # Laid end to end the chances are ``count`` long; whoever lies under one of ``count`` marks at
+    # distance 1 is drawn.
+    marks = np.searchsorted(np.cumsum(chances), first + np.arange(count), side="right")
+    drawn = list(dict.fromkeys(np.minimum(marks, len(some) - 1).tolist()))
+    return Chosen(some[drawn].tolist(), chances[drawn].tolist())
+
+
+def _inclusion(weights: Array, count: int) -> Array:
+    """Chances in proportion to the weights, none above 1, that add up to ``count``."""
+    chances = np.ones(len(weights))
+    open_ = np.arange(len(weights))  # whose chance is below 1
+    while len(open_) > 0:
+        left = count - (len(weights) - len(open_))
+        chances[open_] = left * weights[open_] / weights[open_].sum()
+        still = chances[open_] < 1.0
+        chances[open_[~still]] = 1.0
+        if still.all():
+            break
+        open_ = open_[still]
+    return chances
