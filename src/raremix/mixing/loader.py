@@ -50,9 +50,12 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
         mixer: The sampler that draws the batches.
         batch: The rows of the batch delivered last: step, ids and is_replay. Reading it before
             the first batch raises ``LoaderError``.
+        prefetched: Whether a prefetcher around it holds one batch back.
     """
 
-    def __init__(self, mixer: BufferedMixSampler, **settings: Any) -> None:
+    def __init__(
+        self, mixer: BufferedMixSampler, *, prefetched: bool = False, **settings: Any
+    ) -> None:
         given = settings.get("sampler"), getattr(settings.get("batch_sampler"), "mixer", None)
         if not any(sampler is mixer for sampler in given):
             raise LoaderError(
@@ -61,6 +64,7 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
                 "there, and a loader that is not mixed for prediction."
             )
         self.mixer = mixer
+        self.prefetched = prefetched
         self._batch: Batch | None = None
         super().__init__(**settings)
 
@@ -76,13 +80,22 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
         if isinstance(self.mixer, _LoaderSampler):
             self.mixer.asked = True
         iteration = None
+        held_back = False
         for data in super().__iter__():
             if iteration is None:
                 iteration = self.mixer.iteration
             self.mixer.check_current(iteration)
-            self._batch = self.mixer.hand_over()
-            _check_rows(data, len(self._batch))
+            if held_back:  # until now: a prefetcher takes the next batch, then gives this one on
+                self._batch = self.mixer.hand_over()
+            _check_rows(data, len(self.mixer.due()))
+            if self.prefetched:
+                held_back = True
+            else:
+                self._batch = self.mixer.hand_over()
             yield data
+        if held_back:
+            self._batch = self.mixer.hand_over()
+            return
         # Not before: a state saved while the last batch is in hand belongs to the epoch that ends.
         self.mixer.close_epoch()
 
@@ -126,16 +139,24 @@ class _MixedBatchSampler(Sampler[list[int]]):
 
 
 def mixed_loader(
-    loader: DataLoader[_BatchT], buffer: ReplaySource, *, lag: int, **options: Any
+    loader: DataLoader[_BatchT],
+    buffer: ReplaySource,
+    *,
+    lag: int,
+    prefetched: bool = False,
+    **options: Any,
 ) -> MixedLoader[_BatchT]:
     """Build the loader for ``BufferedMixSampler.wrap``, whose page says what it does."""
     _refuse_what_cannot_be_mixed(loader)
     lag = check_count("BufferedMixSampler.wrap", "lag", lag, least=1)
     ahead = loader.num_workers * (loader.prefetch_factor or 0)
-    if lag <= ahead:
+    if lag <= ahead + prefetched:
+        whose = f"whose {loader.num_workers} workers draw {ahead} batches ahead"
+        if prefetched:
+            whose += ", and one more for the prefetcher"
         raise LagError(
-            f"BufferedMixSampler.wrap got lag={lag} for a loader whose {loader.num_workers} workers "
-            f"draw {ahead} batches ahead; pass lag={ahead + 1} or more, or use fewer workers."
+            f"BufferedMixSampler.wrap got lag={lag} for a loader {whose}; pass "
+            f"lag={ahead + prefetched + 1} or more, or use fewer workers."
         )
     batches = loader.batch_sampler
     assert batches is not None
@@ -170,7 +191,7 @@ def mixed_loader(
         settings["sampler"] = mixer
         settings["batch_size"] = plain.batch_size
         settings["drop_last"] = plain.drop_last
-    return MixedLoader(mixer, **settings)
+    return MixedLoader(mixer, prefetched=prefetched, **settings)
 
 
 def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:

@@ -184,6 +184,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         replay: float = 0.125,
         seed: int = 0,
         lag: int = DEFAULT_LAG,
+        prefetched: bool = False,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> "MixedLoader[_BatchT]":
@@ -202,6 +203,9 @@ class BufferedMixSampler(DistributedSampler[int]):
             seed: Seed of the order and of the draws.
             lag: A draw reads the buffer as it was this many steps earlier; at least
                 num_workers * prefetch_factor + 1.
+            prefetched: Whether something around the new loader takes each batch one step before
+                it gives it on, as timm's PrefetchLoader does. ``loader.batch`` then names the rows
+                of the batch given on, and ``lag`` has to be one larger.
             num_replicas: How many processes share the dataset; asked of torch.distributed when
                 needed if not given.
             rank: This process's place among them; likewise.
@@ -219,6 +223,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             replay=replay,
             seed=seed,
             lag=lag,
+            prefetched=prefetched,
             num_replicas=num_replicas,
             rank=rank,
         )
@@ -280,14 +285,23 @@ class BufferedMixSampler(DistributedSampler[int]):
         self.close_epoch()
         return batch
 
-    def hand_over(self) -> Batch:
-        """``deliver`` for a loader that notices the end of an epoch and calls ``close_epoch``."""
+    def due(self) -> Batch:
+        """The batch that will be handed over next.
+
+        Raises:
+            LagError: If no batch is on its way.
+        """
         if not self._in_flight:
             raise LagError(
                 "BufferedMixSampler.deliver was called with no batch on its way; call it exactly "
                 "once for each batch that the loader gives."
             )
-        batch = self._in_flight.popleft()
+        return self._in_flight[0]
+
+    def hand_over(self) -> Batch:
+        """``deliver`` for a loader that notices the end of an epoch and calls ``close_epoch``."""
+        batch = self.due()
+        self._in_flight.popleft()
         self._delivered += 1
         self._position += 1
         self._resumed = False
