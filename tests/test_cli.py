@@ -44,8 +44,26 @@ def test_version_is_that_of_the_package(capsys: Any) -> None:
         (["score"], "required: EMBEDDINGS"),
         (["score", "x.npy", "--rate", "5"], "expected a share between 0 and 1, got 5"),
         (["score", "x.npy", "--rate", "nan"], "expected a number, got 'nan'"),
-        (["score", "x.npy", "--k", "0"], "whole number of at least 1, got 0"),
-        (["score", "x.npy", "--k", "1.5"], "expected a share between 0 and 1, got 1.5"),
+        (
+            ["score", "x.npy", "--k", "0"],
+            "whole number of at least 1, or a share between 0 and 1, got 0",
+        ),
+        (
+            ["score", "x.npy", "--k", "1.0"],
+            "whole number of at least 1, or a share between 0 and 1",
+        ),
+        (
+            ["score", "x.npy", "--k", "1e2"],
+            "whole number of at least 1, or a share between 0 and 1",
+        ),
+        (
+            ["score", "x.npy", "--ids", "i.txt", "--reference", "r.npy"],
+            "--ids says which rows are siblings of one another; with --reference",
+        ),
+        (
+            ["report", "x", "--out", "y", "--top", "150"],
+            "a page shows 100 samples at most, got 150",
+        ),
         (["score", "x.npy", "--top", "-3"], "expected a whole number of at least 1, got -3"),
         (["score", "x.npy", "--engine", "annoy"], "invalid choice: 'annoy'"),
         (["score", "x.npy", "--images", "d"], "add --html FILE"),
@@ -129,7 +147,16 @@ def test_a_command_that_is_not_understood_exits_with_2(
         ),
         (["score", "{rows}", "--reference", "{here}/wide.npy:a"], "no member 'a'"),
         (["score", "{rows}", "--reference", "{rows}", "--k", "60"], "has 60; pass a smaller --k"),
-        (["score", "{here}/one.npy"], "has 1 row, without NaN, so there is nothing"),
+        (
+            ["score", "{rows}", "--scorer", "clusters", "--clusters", "60"],
+            "--clusters 60 would make each of the 60 rows of {rows} a cluster of its own",
+        ),
+        (
+            ["score", "{rows}", "--reference", "{here}/nan.npy"],
+            "every one of the 30 rows of --reference {here}/nan.npy holds NaN or infinity",
+        ),
+        (["score", "{here}/none.npy"], "(0, 8) and holds no numbers; look at what wrote it"),
+        (["score", "{here}/one.npy"], "has 1 row without NaN, so there is nothing to compare with"),
         (["score", "{rows}", "--k", "40", "--ids", "{here}/half.txt"], "only 30 other rows with"),
         (["score", "{rows}", "--scorer", "mean", "--ids", "{here}/few.txt"], "2 entries for"),
         (["score", "{here}/text.npy"], "text.npy is a text file; expected a matrix"),
@@ -138,6 +165,14 @@ def test_a_command_that_is_not_understood_exits_with_2(
             "text.npy is a text file; expected one value per row",
         ),
         (["evaluate", "{here}/few.txt", "--labels", "{here}/gone.npz"], "gone.npz"),
+        (
+            ["evaluate", "{here}/nan.txt", "--labels", "{here}/few.txt"],
+            "nan.txt holds 2 values and not one score, only NaN",
+        ),
+        (
+            ["report", "{rows}", "--out", "{here}/r.html", "--scores", "{here}/nan.txt"],
+            "nan.txt holds 2 values and not one score, only NaN",
+        ),
         (
             ["embed", "{here}/none", "--weights", "random", "--out", "{here}/e.npy"],
             "no such folder or file: {here}/none",
@@ -158,12 +193,15 @@ def test_work_that_fails_exits_with_1_and_one_line(
     here = embeddings.parent
     (here / "bad.npy").write_bytes(b"\x93NUMPY\x01\x00 cut")
     (here / "few.txt").write_text("1\n2\n")
+    (here / "nan.txt").write_text("nan\nnan\n")
     (here / "half.txt").write_text("".join(f"{n // 30}\n" for n in range(60)))
     (here / "text.npy").write_text("some\nwords\n")
     (here / "one.jpg").write_bytes(b"\xff\xd8\xff an image")
     (here / "empty").mkdir()
     np.save(here / "wide.npy", np.zeros((9, 7), np.float32))
     np.save(here / "one.npy", np.ones((1, 7), np.float32))
+    np.save(here / "nan.npy", np.full((30, 4), np.nan))
+    np.save(here / "none.npy", np.ones((0, 8), np.float32))
     before = {file.name for file in here.iterdir()}
     code = main([word.format(here=here, rows=embeddings) for word in words])
     out, err = capsys.readouterr()

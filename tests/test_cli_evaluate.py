@@ -136,7 +136,8 @@ def test_an_area_below_chance_is_pointed_out(data: Any, capsys: Any) -> None:
     ("scores", "labels", "message"),
     [
         ("s.npy", ["few.npy"], "s.npy has 200 scores and"),
-        ("s.npy", ["all.npz:label"], "does not say which are rare; add --rare-classes"),
+        ("s.npy", ["abc.txt"], "s.npy has 200 scores and {here}/abc.txt 3 labels"),
+        ("s.npy", ["all.npz:label"], "which are rare; add --rare-classes train (the smallest"),
         ("s.npy", ["all.npz", "--rare-classes", "plane,2"], "names plane, and"),
         (
             "s.npy",
@@ -158,6 +159,25 @@ def test_labels_and_scores_that_do_not_fit_are_explained(
     np.save(here / "none.npy", np.zeros(200, bool))
     (here / "list.csv").write_text("rank,id,score\n1,7,0.5\n")
     (here / "words.txt").write_text("a\nb\n")
+    (here / "abc.txt").write_text("a\nb\nc\n")
     code = main(["evaluate", f"{here}/{scores}", "--labels", f"{here}/{labels[0]}", *labels[1:]])
     assert code == 1
     assert message.format(here=here) in capsys.readouterr().err
+
+
+def test_every_file_is_checked_before_the_first_result_is_printed(data: Any, capsys: Any) -> None:
+    here = data["here"]
+    np.save(here / "short.npy", data["scores"][:50])
+    words = [f"{here}/s.npy", f"{here}/short.npy", "--labels", f"{here}/all.npz"]
+    assert main(["evaluate", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "short.npy has 50 scores" in err
+
+
+def test_too_few_names_of_classes_are_warned_of(data: Any, capsys: Any) -> None:
+    here = data["here"]
+    np.savez(here / "named.npz", label=data["labels"], class_names=["car", "bus"])
+    words = [f"{here}/s.npy", "--labels", f"{here}/named.npz", "--rare-classes", "2"]
+    assert main(["evaluate", *words]) == 0
+    assert "has 2 names in class_names and labels up to 2" in capsys.readouterr().err

@@ -64,6 +64,12 @@ def test_the_neighbours_are_the_nearest_rows(here: Path) -> None:
         assert shown == pytest.approx(np.sort(distances[row])[1:5].tolist(), rel=1e-3)
 
 
+def test_the_page_says_which_distance_it_shows(here: Path) -> None:
+    for options, metric in (((), "euclidean"), (("--metric", "cosine"), "cosine")):
+        page = " ".join(_run(here, *options).split())
+        assert re.search(rf"distances to neighbours</\w+>\s*<\w+[^>]*>{metric}<", page)
+
+
 def test_near_duplicates_are_found_once_each(here: Path) -> None:
     rows = np.load(here / "e.npy")
     rows[3] = rows[20]

@@ -51,13 +51,15 @@ def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
     for options, scorer in (
         ([], FusedDistance()),
         (["--scorer", "fused", "--engine", "torch"], FusedDistance(engine="torch")),
-        (["--scorer", "knn"], KNNDistance(k=10)),
+        (["--scorer", "knn"], KNNDistance()),
         (["--metric", "cosine"], KNNDistance(k=10, metric="cosine")),
         (["--k", "0.05", "--metric", "cosine"], KNNDistance(k=0.05, metric="cosine")),
         (["--scorer", "mean"], MeanDistance()),
-        (["--scorer", "two-scale"], TwoScaleDistance(k=10)),
-        (["--scorer", "mahalanobis"], Mahalanobis(normalize=False)),
-        (["--scorer", "mahalanobis", "--metric", "cosine"], Mahalanobis()),
+        (["--scorer", "mean", "--metric", "cosine"], MeanDistance(metric="cosine")),
+        (["--scorer", "two-scale", "--k", "10"], TwoScaleDistance(k=10)),
+        (["--scorer", "mahalanobis"], Mahalanobis()),
+        (["--scorer", "mahalanobis", "--metric", "euclidean"], Mahalanobis(normalize=False)),
+        (["--scorer", "clusters"], ClusterMass()),
         (["--scorer", "clusters", "--clusters", "3"], ClusterMass(3)),
         (["--gate"], NoiseGate(FusedDistance())),
         (["--gate", "--scorer", "clusters", "--metric", "cosine"], gated),
@@ -67,6 +69,14 @@ def test_the_scores_are_those_of_the_detector(file: Path, rows: Any) -> None:
         written = np.load(file.parent / "rows.scores.npy")
         assert written.dtype == np.float32
         assert np.array_equal(written, expected.scores.numpy())
+
+
+def test_two_scales_are_those_that_python_takes(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    _run(tmp_path / "rows.npy", "--out", tmp_path, "--scorer", "two-scale")
+    expected = OODDetector(TwoScaleDistance()).fit(rows).scores.numpy()
+    assert np.array_equal(np.load(tmp_path / "rows.scores.npy"), expected)
 
 
 def test_a_gate_before_a_scorer_without_rows_is_refused(
@@ -195,9 +205,47 @@ def test_a_reference_is_what_rows_are_compared_with(tmp_path: Path, file: Path, 
     assert np.load(tmp_path / "rows.scores.npy") == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_set_that_is_its_own_reference_counts_itself(tmp_path: Path, file: Path) -> None:
+def test_a_set_that_is_its_own_reference_counts_itself(
+    tmp_path: Path, file: Path, capsys: Any
+) -> None:
     _run(file, "--out", tmp_path, "--k", 1, "--reference", file)
     assert np.load(tmp_path / "rows.scores.npy").max() == 0
+    err = capsys.readouterr().err
+    assert "80 of 80 rows lie in the reference, too, where each is its own nearest" in err
+    assert "collapsed" not in err
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_a_sparse_matrix_is_named_as_one(tmp_path: Path, capsys: Any) -> None:
+    torch.save(torch.ones(9, 7).to_sparse(), tmp_path / "sparse.pt")
+    assert main(["score", str(tmp_path / "sparse.pt"), "--out", str(tmp_path)]) == 1
+    assert "It holds: (9, 7) sparse_coo float32" in capsys.readouterr().err
+
+
+def test_rows_of_a_reference_without_a_score_are_left_out_and_named(
+    tmp_path: Path, file: Path, rows: Any, capsys: Any
+) -> None:
+    reference = np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
+    reference[3] = np.nan
+    reference[4] = rows[7]
+    np.save(tmp_path / "ref.npy", reference)
+    _run(file, "--out", tmp_path, "--reference", tmp_path / "ref.npy")
+    out, err = capsys.readouterr()
+    assert f"left out 1 of 60 rows of --reference {tmp_path}/ref.npy, which hold NaN" in err
+    assert "1 of 80 rows lie in the reference" in err
+    assert "warning" not in err
+    assert "against 59 rows of" in out
+
+
+def test_few_rows_and_a_rate_of_less_than_one_row_are_pointed_out(
+    tmp_path: Path, rows: Any, capsys: Any
+) -> None:
+    np.save(tmp_path / "few.npy", rows[:12])
+    _run(tmp_path / "few.npy", "--out", tmp_path)
+    out, err = capsys.readouterr()
+    assert "rare      0 of 12" in out
+    assert "a rate of 0.05 of 12 rows is less than one row, so none is called rare" in err
+    assert "compared with 12 rows only: from fewer than 50, a score says little" in err
 
 
 def test_rows_with_nan_are_left_out_and_reported(tmp_path: Path, rows: Any, capsys: Any) -> None:

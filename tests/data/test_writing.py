@@ -134,7 +134,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
 def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(OptionError, match="cannot write to .*: Permission denied; name a file"):
+    with pytest.raises(OptionError, match=r"cannot write to .*: Permission denied; name a file"):
         target_path(tmp_path / "a.npy", caller="f")
     tmp_path.chmod(0o700)
 

@@ -149,4 +149,4 @@ def test_an_area_whose_interval_holds_chance_is_not_called_below_it() -> None:
 
 def test_scores_that_are_all_nan_are_said_to_be_none() -> None:
     with pytest.raises(NonFiniteError, match="evaluate got 4 samples and not one score, only NaN"):
-        evaluate([np.nan] * 4, [0, 1, 0, 1], skip_nan=True)
+        evaluate([np.nan] * 4, [False, True, False, True], skip_nan=True)

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and the types that check them."""
 
 import argparse
+import contextlib
 from typing import Any
 
 __all__ = [
@@ -74,13 +75,13 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--k",
         type=count_or_share,
         help="which neighbour's distance is the score of knn and two-scale: a count, or a share of "
-        "the rows (default: 10)",
+        "the rows (default: 10, or 20 for two-scale)",
     )
     parser.add_argument(
         "--metric",
         choices=("euclidean", "cosine"),
         help="cosine scales rows to unit length first; not for fused, which looks at both "
-        "(default: euclidean)",
+        "(default: euclidean, or cosine for mahalanobis)",
     )
     parser.add_argument(
         "--engine",
@@ -92,7 +93,8 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--rate",
         type=share,
         default=0.05,
-        help="share of the rows to call rare (default: %(default)s)",
+        help="share of the rows to call rare; with --reference, the share of its rows that would be "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--reference",
@@ -100,7 +102,9 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
         help="score against these embeddings instead of the other rows of EMBEDDINGS",
     )
     parser.add_argument(
-        "--ids", metavar="FILE", help="one id per row; rows with one id are never neighbours"
+        "--ids",
+        metavar="FILE",
+        help="one id per row; rows with one id are never neighbours; not with --reference",
     )
     parser.add_argument("--paths", metavar="FILE", help="text file with one image path per row")
     parser.add_argument(
@@ -134,7 +138,12 @@ def _whole(text: str, *, least: int) -> int:
 
 def count_or_share(text: str) -> Any:
     """A whole number of at least 1, or a number in (0, 1)."""
-    return count(text) if text.lstrip("+-").isdigit() else share(text)
+    for kind in (count, share):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(
+        f"expected a whole number of at least 1, or a share between 0 and 1, got {text}"
+    )
 
 
 def numbers(text: str) -> list[float]:

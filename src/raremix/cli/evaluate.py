@@ -8,6 +8,8 @@ from raremix.cli import arguments as options
 from raremix.cli.console import Console, number, percent
 
 if TYPE_CHECKING:
+    from raremix.cli.judging import Truth
+    from raremix.data.arrays import Array
     from raremix.evaluation import ClassRow, Evaluation, Interval
 
 __all__ = ["add_command"]
@@ -62,7 +64,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--resamples",
         type=options.whole,
         default=1000,
-        help="bootstrap resamples of the intervals, 0 for none (default: %(default)s)",
+        help="bootstrap resamples of the intervals, at least 20, or 0 for none (default: %(default)s)",
     )
     parser.add_argument("--seed", type=options.whole, default=0, help="of the bootstrap")
     options.add_output_options(parser)
@@ -71,47 +73,15 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Judge every file of scores by the same labels."""
-    import numpy as np
-
     from raremix.cli.judging import read_scores, read_truth
-    from raremix.errors import LabelError
-    from raremix.evaluation import DEFAULT_RATES, class_table, evaluate, threshold_at_rate
 
-    truth = read_truth(arguments)
+    # All that can be wrong with a file is found before the first result is printed.
+    scores = [read_scores(file) for file in arguments.scores]
+    truth = read_truth(arguments, [len(values) for values in scores])
+    judged = [_judge(values, truth, arguments) for values in scores]
     results: list[dict[str, Any]] = []
-    for place, file in enumerate(arguments.scores):
-        scores = read_scores(file)
-        if len(scores) != len(truth.is_rare):
-            raise LabelError(
-                f"{file} has {len(scores)} scores and {arguments.labels} {len(truth.is_rare)} "
-                "labels; there must be one per row, in the same order."
-            )
-        found = evaluate(
-            scores,
-            truth.is_rare,
-            thresholds=arguments.thresholds,
-            rates=arguments.rates or DEFAULT_RATES,
-            resamples=arguments.resamples,
-            seed=arguments.seed,
-            skip_nan=True,
-        )
-        # One cut for the table of classes: the only one given, else the usual flag rate.
-        if arguments.thresholds is not None and len(arguments.thresholds) == 1:
-            cut = float(arguments.thresholds[0])
-        else:
-            rates = arguments.rates or []
-            rate = rates[0] if len(rates) == 1 else 0.05
-            cut = threshold_at_rate(scores[~np.isnan(scores)], rate)
-        classes: tuple[ClassRow, ...] = ()
-        if truth.classes is not None:
-            classes = class_table(
-                scores,
-                truth.classes,
-                threshold=cut,
-                is_rare=truth.is_rare,
-                names=truth.class_names,
-            )
-        if place:
+    for file, (found, classes, cut) in zip(arguments.scores, judged, strict=True):
+        if results:
             console.say()
         _tell(file, truth.definition, found, classes, cut, console)
         entry = {"file": file, **asdict(found)}
@@ -127,6 +97,38 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             "evaluations": results,
         }
     )
+
+
+def _judge(
+    scores: "Array", truth: "Truth", arguments: argparse.Namespace
+) -> "tuple[Evaluation, tuple[ClassRow, ...], float]":
+    """What was found overall and of each class, and where the classes were cut."""
+    import numpy as np
+
+    from raremix.evaluation import DEFAULT_RATES, class_table, evaluate, threshold_at_rate
+
+    found = evaluate(
+        scores,
+        truth.is_rare,
+        thresholds=arguments.thresholds,
+        rates=arguments.rates or DEFAULT_RATES,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        skip_nan=True,
+    )
+    # One cut for the table of classes: the only one given, else the usual flag rate.
+    if arguments.thresholds is not None and len(arguments.thresholds) == 1:
+        cut = float(arguments.thresholds[0])
+    else:
+        rates = arguments.rates or []
+        rate = rates[0] if len(rates) == 1 else 0.05
+        cut = threshold_at_rate(scores[~np.isnan(scores)], rate)
+    if truth.classes is None:
+        return found, (), cut
+    classes = class_table(
+        scores, truth.classes, threshold=cut, is_rare=truth.is_rare, names=truth.class_names
+    )
+    return found, classes, cut
 
 
 def _tell(

@@ -17,7 +17,7 @@ from raremix.cli.scoring import Rows, Scored
 from raremix.data.kinds import split_member
 from raremix.data.listing import read_image_list
 from raremix.errors import FileFormatError, LabelError
-from raremix.neighbors import NeighborIndex, nearest
+from raremix.neighbors import Metric, NeighborIndex, nearest
 from raremix.reports import Thumbnails, require_extra, write_report
 
 __all__ = ["Gallery", "open_gallery", "write_gallery"]
@@ -96,6 +96,7 @@ def write_gallery(
             "score": scored.scorer,
             "compared with": scored.reference,
             "threshold": f"{scored.threshold:.6g}",
+            "distances to neighbours": _metric(arguments),
             "versions": f"raremix {__version__}, torch {torch.__version__}, "
             f"numpy {np.__version__}, Python {platform.python_version()}",
         },
@@ -132,7 +133,7 @@ def _pictures(where: str | None, rows: Rows, console: Console) -> tuple[Any, lis
                 raise FileFormatError(
                     f"--images {where} has none of the {counted(n, 'file')} that "
                     f"{rows.images_file} lists, such as {rows.images.files[0]}; name the folder "
-                    "that these paths start from"
+                    "that these paths start from."
                 )
             return found, names
         from raremix.data.images import ImageFiles
@@ -143,7 +144,7 @@ def _pictures(where: str | None, rows: Rows, console: Console) -> tuple[Any, lis
         return folder.paths, inside if names is None else names
     file, member = split_member(where)
     if not Path(file).exists():
-        raise FileFormatError(f"--images: no such folder or file: {file}")
+        raise FileFormatError(f"--images: no such folder or file: {file}.")
     if member is None and Path(file).suffix.lower() in {".txt", ".lst"}:
         listed = read_image_list(file)
         _check_count(len(listed.files), n, where)
@@ -151,7 +152,7 @@ def _pictures(where: str | None, rows: Rows, console: Console) -> tuple[Any, lis
         if not any(one.is_file() for one in found):
             raise FileFormatError(
                 f"--images {where} lists {counted(n, 'file')} and none is there; "
-                f"the first: {found[0]}"
+                f"the first: {found[0]}."
             )
         return found, listed.files if names is None else names
     from raremix.data.images import ImageArrays
@@ -189,13 +190,19 @@ def _beside(
         count,
         query_ids=torch.from_numpy(rows.siblings[shown]),
         bank_ids=torch.from_numpy(rows.siblings[known]),
-        metric=arguments.metric or "euclidean",  # not known where scores were read
+        metric=_metric(arguments),
     )
     others, distances = known[found.indices.numpy()].tolist(), found.distances.tolist()
     return {
         row: list(zip(near, far, strict=True))
         for row, near, far in zip(shown.tolist(), others, distances, strict=True)
     }
+
+
+def _metric(arguments: argparse.Namespace) -> Metric:
+    """Which distances the page shows; fused scores and those of a file have no metric."""
+    metric: Metric = arguments.metric or "euclidean"
+    return metric
 
 
 def _duplicates(

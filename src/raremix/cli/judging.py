@@ -1,17 +1,19 @@
 """Reads scores and the labels that say what is rare, in the forms people keep them."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raremix.cli.console import counted
 from raremix.cli.scoring import LABEL_NAMES, class_names
 from raremix.data.arrays import Array, list_members
 from raremix.data.kinds import split_member
 from raremix.data.vectors import read_lines, read_vector
-from raremix.errors import FileFormatError, LabelError
+from raremix.errors import FileFormatError, LabelError, NonFiniteError
 from raremix.evaluation import rarest_classes
 
 __all__ = ["Truth", "read_scores", "read_truth"]
@@ -48,13 +50,38 @@ def read_scores(text: str) -> Array:
             f"{text} holds {scores.dtype} values where scores are expected; name the array or "
             "column of the scores, as in FILE:MEMBER."
         )
+    if scores.dtype.kind == "f" and np.isnan(scores).all():
+        raise NonFiniteError(
+            f"{text} holds {counted(len(scores), 'value')} and not one score, only NaN; look at what "
+            "made it."
+        )
     return scores.astype(np.float64)
 
 
-def read_truth(arguments: argparse.Namespace) -> Truth:
-    """Read the labels and settle which samples are rare."""
+def read_truth(arguments: argparse.Namespace, lengths: Sequence[int]) -> Truth:
+    """Read the labels and settle which samples are rare.
+
+    Args:
+        arguments: Those of ``raremix evaluate``.
+        lengths: How many scores each of the files holds, which must be as many as labels.
+    """
+    flags, classes, names = _read_labels(arguments)
+    labels = classes if flags is None else flags
+    assert labels is not None
+    for file, count in zip(arguments.scores, lengths, strict=True):
+        if count != len(labels):
+            raise LabelError(
+                f"{file} has {counted(count, 'score')} and {arguments.labels} "
+                f"{counted(len(labels), 'label')}; there must be one per row, in the same order."
+            )
+    return _settled(arguments, flags, classes, names)
+
+
+def _read_labels(
+    arguments: argparse.Namespace,
+) -> tuple[Array | None, Array | None, dict[Any, str]]:
+    """True flags, class labels and the names of the classes; at least one of the first two."""
     name, member = split_member(arguments.labels)
-    by_class = arguments.rare_classes is not None or arguments.rare_share is not None
     flags: Array | None = None
     classes: Array | None = None
     present = [found.name for found in list_members(name, caller="raremix evaluate")]
@@ -66,12 +93,24 @@ def read_truth(arguments: argparse.Namespace) -> Truth:
             classes = read_vector(name, named)
     if flags is None and classes is None:
         values = read_vector(name, member, names=("is_rare", *LABEL_NAMES))
-        if values.dtype == np.bool_ and not by_class:
+        if values.dtype == np.bool_ and not _is_by_class(arguments):
             flags = values
         else:
             classes = values
-    names = class_names(name)
-    if by_class:
+    return flags, classes, {} if classes is None else class_names(name, classes)
+
+
+def _is_by_class(arguments: argparse.Namespace) -> bool:
+    return arguments.rare_classes is not None or arguments.rare_share is not None
+
+
+def _settled(
+    arguments: argparse.Namespace,
+    flags: Array | None,
+    classes: Array | None,
+    names: dict[Any, str],
+) -> Truth:
+    if _is_by_class(arguments):
         if classes is None:
             raise LabelError(
                 f"--rare-classes and --rare-share need class labels, and {arguments.labels} holds "
@@ -83,17 +122,21 @@ def read_truth(arguments: argparse.Namespace) -> Truth:
             rare = _small_classes(classes, arguments.rare_share, arguments.labels)
         words = ", ".join(names.get(label, str(label)) for label in rare)
         return Truth(np.isin(classes, rare), classes, names, f"of class {words}")
+    file, _ = split_member(arguments.labels)
     if flags is None:
         assert classes is not None
         if not np.isin(classes, (0, 1)).all():
+            found, counts = np.unique(classes, return_counts=True)
+            smallest = found[counts.argmin()].item()
             raise LabelError(
                 f"{arguments.labels} holds classes and does not say which are rare; add "
-                "--rare-classes 5,6,7 or --rare-share 0.1."
+                f"--rare-classes {names.get(smallest, smallest)} (the smallest; several with commas "
+                "between them) or --rare-share 0.1."
             )
         return Truth(classes.astype(np.bool_), None, {}, f"1 in {arguments.labels}")
     if not np.isin(flags, (0, 1)).all():
-        raise LabelError(f"is_rare in {name} holds other values than true and false.")
-    return Truth(flags.astype(np.bool_), classes, names, f"is_rare in {name}")
+        raise LabelError(f"is_rare in {file} holds other values than true and false.")
+    return Truth(flags.astype(np.bool_), classes, names, f"is_rare in {file}")
 
 
 def _small_classes(classes: Array, share: float, where: str) -> list[Any]:

@@ -8,6 +8,8 @@ from raremix.cli.console import Console, counted
 
 __all__ = ["add_command"]
 
+_CARDS = 100
+
 _DESCRIPTION = """\
 Write one HTML file that shows the rarest samples beside their nearest neighbours.
 
@@ -39,7 +41,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--scores", metavar="FILE", help="the NAME.scores.npy of `raremix score`")
     parser.add_argument(
-        "--top", type=options.count, default=48, help="samples to show (default: %(default)s)"
+        "--top",
+        type=options.count,
+        default=48,
+        help=f"samples to show, {_CARDS} at most (default: %(default)s)",
     )
     options.add_output_options(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -57,6 +62,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from raremix.evaluation import threshold_at_rate
 
     started = time.perf_counter()
+    if arguments.top > _CARDS:
+        arguments.parser.error(f"--top: a page shows {_CARDS} samples at most, got {arguments.top}")
     if arguments.scores is not None:
         # Not --metric and --engine, by which the page looks for neighbours all the same.
         for option in ("reference", "scorer", "k", "clusters", "gate"):
@@ -68,7 +75,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     rows = read_rows(arguments, console)
     gallery = open_gallery(arguments.images, rows, console)
     if arguments.scores is None:
-        scored = score_rows(rows, arguments)
+        scored = score_rows(rows, arguments, console)
     else:
         scores = read_scores(arguments.scores)
         if len(scores) != len(rows.embeddings):
@@ -78,7 +85,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             )
         threshold = threshold_at_rate(scores[~np.isnan(scores)], arguments.rate)
         scored = Scored(
-            scores, scores > threshold, threshold, f"read from {arguments.scores}", "not known"
+            scores,
+            scores > threshold,
+            threshold,
+            f"read from {arguments.scores}",
+            "not known",
+            rate=arguments.rate,
         )
     pictures = write_gallery(arguments.out, gallery, rows, scored, arguments, console)
     for note in scored.notes:

@@ -72,13 +72,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         if Path(arguments.html).absolute().parent != folder.absolute():
             target_path(arguments.html, caller="raremix score")
     if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--out is a folder; {folder} is a file")
+        raise OptionError(f"--out is a folder; {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
     scores_file = folder / f"{rows.stem}.scores.npy"
     rarest_file = folder / f"{rows.stem}.rarest.csv"
     for file in (scores_file, rarest_file, *([arguments.html] if gallery else [])):
         target_path(file, caller="raremix score")
-    scored = score_rows(rows, arguments)
+    scored = score_rows(rows, arguments, console)
     write_npy(scores_file, scored.scores)
     listed = _listed(rows, scored, arguments.top)
     write_text(rarest_file, _as_csv(listed))

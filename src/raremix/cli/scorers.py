@@ -1,6 +1,8 @@
 """Builds the scorer that the options of score and report name, and says it in words."""
 
 import argparse
+import inspect
+from typing import Any
 
 from raremix.detection import (
     ClusterMass,
@@ -28,6 +30,15 @@ _TAKES = {
 }
 """The options that each scorer knows."""
 
+_KINDS: dict[str, type] = {
+    "fused": FusedDistance,
+    "knn": KNNDistance,
+    "two-scale": TwoScaleDistance,
+    "clusters": ClusterMass,
+    "mahalanobis": Mahalanobis,
+    "mean": MeanDistance,
+}
+
 _UNSET = {"k": None, "metric": None, "clusters": None, "engine": "auto"}
 
 
@@ -52,9 +63,17 @@ def _settle(arguments: argparse.Namespace) -> None:
                 f"--{name} means nothing to --scorer {arguments.scorer}; leave it out, or name one "
                 f"of the scorers that look at it: {others}."
             )
-    for name, default in (("k", 10), ("metric", "euclidean"), ("clusters", 20)):
+    for name in ("k", "metric", "clusters"):
         if name not in given:
-            setattr(arguments, name, default)
+            setattr(arguments, name, _default(_KINDS[arguments.scorer], name))
+
+
+def _default(kind: type, name: str) -> Any:
+    """What the class takes where nothing is given, so that the shell and Python score alike."""
+    defaults = {key: known.default for key, known in inspect.signature(kind).parameters.items()}
+    if name == "metric" and "normalize" in defaults:
+        return "cosine" if defaults["normalize"] else "euclidean"
+    return defaults.get(name)
 
 
 def make_scorer(arguments: argparse.Namespace) -> tuple[Scorer, str]:
@@ -93,5 +112,5 @@ def make_scorer(arguments: argparse.Namespace) -> tuple[Scorer, str]:
     else:
         return MeanDistance(metric=metric), f"distance to the mean, {metric}"
     if arguments.gate:
-        return NoiseGate(scorer, metric=metric), f"{described}, behind a noise gate"
+        return NoiseGate(scorer, metric=metric or "euclidean"), f"{described}, behind a noise gate"
     return scorer, described

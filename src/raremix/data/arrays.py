@@ -340,7 +340,11 @@ def _tensor_member(name: str, tensor: Tensor) -> Member:
         kind = "b"
     else:
         kind = "f" if tensor.is_floating_point() else "i"
-    return Member(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
+    words = [str(tensor.dtype)]
+    if tensor.layout != torch.strided:
+        words.insert(0, str(tensor.layout))
+    dtype = " ".join(word.removeprefix("torch.") for word in words)
+    return Member(name, tuple(tensor.shape), dtype, kind)
 
 
 def _to_numpy(tensor: Tensor) -> Array:

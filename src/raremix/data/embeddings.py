@@ -63,7 +63,7 @@ def pick_embeddings(
     if 0 in embeddings.shape:
         raise FileFormatError(
             f"read_embeddings: the matrix in {path} has shape {embeddings.shape} and holds no "
-            "numbers."
+            "numbers; look at what wrote it, and write one row per image."
         )
     return embeddings, chosen
 
