@@ -22,6 +22,7 @@ FLOORS = {
     "embedding": 2,
     "neighbors": 1,
     "data": 1,
+    "compiled": 0,
     "errors": 0,
     "protocols": 0,
     "inputs": 0,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from raremix.compiled import compiled
 from raremix.errors import EngineUnavailableError
 
 __all__ = ["Lists", "Panels", "join_self", "kernel_path", "load_kernel", "measure", "search"]
@@ -49,19 +50,8 @@ class _Lists(ctypes.Structure):
     ]
 
 
-@functools.cache
 def _loaded() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
-    path = kernel_path()
-    if not path.exists():
-        return "it was not built when raremix was installed, for want of a C compiler or of x86-64"
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as cause:
-        return f"{path.name} cannot be loaded: {cause}"
-    if not library.supported():
-        return "this processor has no AVX2"
-    return library
+    return compiled(kernel_path())
 
 
 def load_kernel(caller: str) -> ctypes.CDLL:

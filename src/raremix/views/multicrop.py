@@ -14,7 +14,8 @@ from raremix.errors import ImageInputError, OptionError
 from raremix.options import check_count, check_numbers, check_range
 from raremix.views.draws import ViewParameters, draw_parameters
 from raremix.views.images import ImageLike, as_image
-from raremix.views.pixels import make_view
+from raremix.views.kernel import finished
+from raremix.views.pixels import recolour, resized_crop
 from raremix.views.view import View
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MultiCropTransform"]
@@ -330,8 +331,14 @@ class MultiCropTransform:
         )
 
     def _make(self, pixels: Tensor, parameters: list[ViewParameters]) -> list[Tensor]:
-        mean, std = (
-            torch.tensor(numbers, dtype=torch.float32, device="cpu").view(3, 1, 1)
-            for numbers in (self._mean, self._std)
-        )
-        return [make_view(pixels, row).sub_(mean).div_(std) for row in parameters]
+        return [self._finish(resized_crop(pixels, row.box, row.size), row) for row in parameters]
+
+    def _finish(self, small: Tensor, row: ViewParameters) -> Tensor:
+        view = finished(small, row, self._mean, self._std)
+        if view is None:
+            mean, std = (
+                torch.tensor(numbers, dtype=torch.float32, device="cpu").view(3, 1, 1)
+                for numbers in (self._mean, self._std)
+            )
+            view = recolour(small, row).sub_(mean).div_(std)
+        return view

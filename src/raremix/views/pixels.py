@@ -20,7 +20,7 @@ __all__ = [
     "adjust_hue",
     "adjust_saturation",
     "gaussian_blur",
-    "make_view",
+    "recolour",
     "resized_crop",
     "solarize",
     "to_grayscale",
@@ -32,18 +32,16 @@ _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 _CHANNEL_TURNS = (5 / 6, 3 / 6, 1 / 6)
 
 
-def make_view(image: Tensor, parameters: ViewParameters) -> Tensor:
-    """Crop, resize, flip and recolour, in this order.
+def recolour(small: Tensor, parameters: ViewParameters) -> Tensor:
+    """Flip and recolour a resized crop, in this order.
 
     Args:
-        image: Uint8 of shape (1 or 3, height, width), as ``as_image`` lays it out; never written
-            to.
-        parameters: What was drawn; the box lies inside the image.
+        small: Uint8 of shape (1 or 3, height, width); never written to.
+        parameters: What was drawn.
 
     Returns:
-        Float32 of shape (3, size, size), in [0, 1], new and contiguous.
+        Float32 of shape (3, height, width), in [0, 1], new and contiguous.
     """
-    small = resized_crop(image, parameters.box, parameters.size)
     if parameters.flipped:
         small = small.flip(-1)
     planes = small.contiguous().to(torch.float32).div_(255)
