@@ -55,7 +55,7 @@ def test_every_other_file_is_named_for_what_it_is(
 
 def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(
-        FileFormatError, match="expects a file, and .* is a folder; name a file in it"
+        FileFormatError, match=r"expects a file, and .* is a folder; name a file in it"
     ):
         file_kind(tmp_path, caller="f")
     with pytest.raises(FileFormatError, match=r"finds no file .*nowhere; check the path"):

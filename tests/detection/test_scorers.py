@@ -136,3 +136,11 @@ def test_ids_are_refused_where_the_reference_has_none() -> None:
     scorer.fit(torch.randn(10, 3))
     with pytest.raises(OptionError, match="reference was given without ids"):
         scorer.score(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def test_a_bank_emptied_and_filled_without_ids_is_searched_without_them() -> None:
+    scorer = KNNDistance(k=1)
+    scorer.fit(torch.arange(20.0)[:, None], torch.arange(20))
+    scorer.bank.clear()
+    scorer.update(torch.tensor([[0.0], [5.0]]))
+    assert scorer.score(torch.tensor([[1.0], [7.0]])).tolist() == [1.0, 2.0]

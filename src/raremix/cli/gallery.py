@@ -13,7 +13,8 @@ import torch
 
 from raremix import __version__
 from raremix.cli.console import Console, counted
-from raremix.cli.scoring import Rows, Scored
+from raremix.cli.scored import Scored
+from raremix.cli.scoring import Rows
 from raremix.data.kinds import split_member
 from raremix.data.listing import read_image_list
 from raremix.errors import FileFormatError, LabelError

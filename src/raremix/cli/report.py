@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     from raremix.cli.gallery import open_gallery, write_gallery
     from raremix.cli.judging import read_scores
-    from raremix.cli.scoring import Scored, read_rows, score_rows
+    from raremix.cli.scored import Scored
+    from raremix.cli.scoring import read_rows, score_rows
     from raremix.data.writing import target_path
     from raremix.errors import LabelError
     from raremix.evaluation import threshold_at_rate

@@ -8,7 +8,8 @@ from raremix.cli import arguments as options
 from raremix.cli.console import Console, counted, number, percent
 
 if TYPE_CHECKING:
-    from raremix.cli.scoring import Rows, Scored
+    from raremix.cli.scored import Scored
+    from raremix.cli.scoring import Rows
 
 __all__ = ["add_command"]
 

@@ -1,7 +1,6 @@
 """Reads the embeddings a command names and scores them: the work that score and report share."""
 
 import argparse
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -9,30 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from raremix.cli.console import Console, counted
-from raremix.cli.scorers import by_neighbors, make_scorer
+from raremix.cli.enough import check_reference, check_rows
+from raremix.cli.scored import Scored, shared_rows
+from raremix.cli.scorers import make_scorer
 from raremix.data.arrays import Array, list_members
 from raremix.data.embeddings import pick_embeddings
 from raremix.data.kinds import split_member
 from raremix.data.listing import ImageList, read_image_list
 from raremix.data.vectors import read_vector
-from raremix.detection import FlagRate, FusedDistance, OODDetector
+from raremix.detection import FlagRate, OODDetector
 from raremix.errors import (
     LabelError,
     NonFiniteError,
-    NotEnoughReferenceError,
     OptionError,
     RaremixWarning,
 )
 from raremix.inputs import as_embeddings, finite_rows, what_is_not_finite
 
-__all__ = ["LABEL_NAMES", "Rows", "Scored", "class_names", "read_rows", "score_rows"]
-
-_FEW = 50
-"""Of fewer rows, neither a group nor its surroundings can be told from chance."""
+__all__ = ["LABEL_NAMES", "Rows", "class_names", "read_rows", "score_rows"]
 
 LABEL_NAMES = ("label", "labels", "y", "class")
 
@@ -90,60 +85,6 @@ class Rows:
             return ""
         label = self.labels[row].item()
         return self.label_names.get(label, str(label))
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The scores of all rows, and what made them; ``notes`` are what a reader should see first.
-
-    Attributes:
-        scores: (n,) float32, NaN where there is none.
-        is_rare: (n,) bool.
-        threshold: Scores above it are rare.
-        scorer: What measured them, in words.
-        reference: What they were measured against, in words.
-        rate: The share asked for, of the rows or of the reference.
-        referenced: How many rows a reference has, None without one.
-        shared: How many of the rows are rows of the reference, too.
-    """
-
-    scores: Array
-    is_rare: Array
-    threshold: float
-    scorer: str
-    reference: str
-    rate: float
-    referenced: int | None = None
-    shared: int = 0
-
-    @property
-    def notes(self) -> list[str]:
-        """What is odd about the scores as a whole."""
-        known = self.scores[~np.isnan(self.scores)]
-        others = len(known) if self.referenced is None else self.referenced
-        notes = []
-        if self.shared:
-            notes.append(
-                f"{self.shared:,} of {counted(len(self.scores), 'row')} lie in the reference, too, "
-                "where each is its own nearest neighbour; leave them out of it, or score without "
-                "--reference"
-            )
-        # Two rows are each other's only neighbour and always score the same.
-        elif len(known) > 2 and known.max() == known.min():
-            notes.append(
-                "all scores are equal: the embeddings have collapsed, or rows are duplicates"
-            )
-        if self.referenced is None and math.floor(self.rate * len(known) + 1e-9) == 0:
-            notes.append(
-                f"a rate of {self.rate:g} of {counted(len(known), 'row')} is less than one row, so "
-                "none is called rare; raise --rate"
-            )
-        if others < _FEW:
-            notes.append(
-                f"compared with {counted(others, 'row')} only: from fewer than {_FEW}, a score says "
-                "little"
-            )
-        return notes
 
 
 def read_rows(arguments: argparse.Namespace, console: Console) -> Rows:
@@ -214,7 +155,7 @@ def score_rows(rows: Rows, arguments: argparse.Namespace, console: Console) -> S
     detector = OODDetector(scorer, rule)
     referenced, shared = None, 0
     if arguments.reference is None:
-        _check_k(rows, arguments)
+        check_rows(rows.finite, rows.siblings, rows.file, arguments)
         # Every row's own id as the id of its reference row: nobody is his own neighbour.
         found = detector.fit(rows.embeddings, ids=rows.siblings)
         against = "the other rows (leave-one-out)"
@@ -240,11 +181,11 @@ def score_rows(rows: Rows, arguments: argparse.Namespace, console: Console) -> S
                 f"{arguments.reference}, which hold {what_is_not_finite(array, reference)}"
             )
             reference = reference[usable]
-        _check_reference(len(reference), arguments)
+        check_reference(len(reference), arguments)
         detector.fit(reference)
         found = detector.detect(rows.embeddings)
         against = f"{counted(len(reference), 'row')} of {_source(name, chosen)}"
-        referenced, shared = len(reference), _shared(rows.embeddings, reference)
+        referenced, shared = len(reference), shared_rows(rows.embeddings, reference)
     return Scored(
         scores=found.scores.cpu().numpy(),
         is_rare=found.is_rare.cpu().numpy(),
@@ -255,68 +196,6 @@ def score_rows(rows: Rows, arguments: argparse.Namespace, console: Console) -> S
         referenced=referenced,
         shared=shared,
     )
-
-
-def _shared(rows: Tensor, reference: Tensor) -> int:
-    """How many of the rows are rows of the reference, told by their product with one vector."""
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
-    # Summed row by row, equal rows give equal sums wherever they stand.
-    ours, theirs = (
-        torch.cat([(part.double() * vector).sum(dim=1) for part in torch.split(some, 8192)])
-        for some in (rows, reference)
-    )
-    return int(torch.isin(ours, theirs).sum())
-
-
-def _check_k(rows: Rows, arguments: argparse.Namespace) -> None:
-    """Whether every row has as many others as the score asks for."""
-    n = int(rows.finite.sum())
-    siblings = int(np.bincount(rows.siblings[rows.finite]).max())
-    others = n - siblings
-    if others < 1 and (n == 1 or arguments.scorer == "fused" or by_neighbors(arguments)):
-        kept = "rows, all with one id" if n > 1 else "row without NaN"
-        raise NotEnoughReferenceError(
-            f"{rows.file} has {n:,} {kept}, so there is nothing to compare with; pass more rows, or a "
-            "--reference."
-        )
-    _check_scorer(n, str(rows.file), arguments)
-    if by_neighbors(arguments) and others < _wanted(arguments.k, n):
-        of_others = "other rows with another id" if siblings > 1 else "other rows"
-        raise NotEnoughReferenceError(
-            f"--k {arguments.k} asks for the distance to neighbour {_wanted(arguments.k, n):,}, and "
-            f"a row of {rows.file} has only {others:,} {of_others}; pass a smaller --k."
-        )
-
-
-def _check_reference(usable: int, arguments: argparse.Namespace) -> None:
-    """Whether a reference of so many rows is enough for the score."""
-    _check_scorer(usable, f"--reference {arguments.reference}", arguments)
-    # The detector scores the reference against itself first, so one row more is needed.
-    if by_neighbors(arguments) and usable <= _wanted(arguments.k, usable):
-        raise NotEnoughReferenceError(
-            f"--k {arguments.k} needs more than {counted(_wanted(arguments.k, usable), 'row')} "
-            f"without NaN, and --reference {arguments.reference} has {usable:,}; pass a smaller --k."
-        )
-
-
-def _check_scorer(rows: int, file: str, arguments: argparse.Namespace) -> None:
-    """Whether so many rows suit the scorer, whatever their ids."""
-    if arguments.scorer == "fused" and rows < FusedDistance.least_rows:
-        raise NotEnoughReferenceError(
-            f"{file} has {counted(rows, 'row')} without NaN, and --scorer fused compares at least "
-            f"{FusedDistance.least_rows}; pass more rows, or --scorer knn with a small --k."
-        )
-    if arguments.scorer == "clusters" and rows <= arguments.clusters:
-        raise NotEnoughReferenceError(
-            f"--clusters {arguments.clusters} would make each of the {counted(rows, 'row')} of {file} "
-            "a cluster of its own, all equally rare; pass fewer clusters, far fewer than rows."
-        )
-
-
-def _wanted(k: int | float, rows: int) -> int:
-    """How many neighbours a count or share asks for, as ``KNNDistance`` rounds it."""
-    return k if isinstance(k, int) else max(1, math.ceil(k * rows - 1e-9))
 
 
 def _source(file: str | os.PathLike[str], member: str | None) -> str:
