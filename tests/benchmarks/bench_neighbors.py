@@ -15,6 +15,7 @@ plain search, over the time taken, come to. A search that does less work can exc
 
 import argparse
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -117,6 +118,15 @@ def long_tailed(n: int, dim: int) -> Tensor:
 KINDS = {"Gaussian": gaussian, "long-tailed": long_tailed}
 
 
+def peer(module: str) -> Any:
+    """A package to compare with; None, and a line that says so, where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+
+
 def peers(queries: Tensor, bank: Tensor, *, slow_share: float = 1.0) -> Iterator[Contender]:
     """Everyone else, fitted. Those built on scikit-learn may be given a share of the queries."""
     rows, shown = bank.numpy(), queries.numpy()
@@ -138,12 +148,9 @@ def peers(queries: Tensor, bank: Tensor, *, slow_share: float = 1.0) -> Iterator
         is_slow=True,
         share=share,
     )
-    try:
-        import pytorch_ood.detector
-    except ImportError as error:
-        print(f"left out: {error}", file=sys.stderr)
-    else:
-        detector = pytorch_ood.detector.KNN(None, k=K).fit_features(bank, torch.zeros(len(bank)))
+    ood = peer("pytorch_ood.detector")
+    if ood is not None:
+        detector = ood.KNN(None, k=K).fit_features(bank, torch.zeros(len(bank)))
         some = torch.from_numpy(few)
         yield Contender(
             "pytorch-ood KNN",
@@ -152,14 +159,11 @@ def peers(queries: Tensor, bank: Tensor, *, slow_share: float = 1.0) -> Iterator
             is_slow=True,
             share=share,
         )
-    try:
-        import pyod.models.knn
-    except ImportError as error:
-        print(f"left out: {error}", file=sys.stderr)
-    else:
+    pyod = peer("pyod.models.knn")
+    if pyod is not None:
         # Its fit also searches the whole bank for itself, which takes minutes; the index is then
         # exchanged for one of the bank.
-        model = pyod.models.knn.KNN(n_neighbors=K, n_jobs=-1).fit(rows[:100])
+        model = pyod.KNN(n_neighbors=K, n_jobs=-1).fit(rows[:100])
         model.neigh_.fit(rows)
         yield Contender(
             "PyOD KNN",
@@ -168,14 +172,11 @@ def peers(queries: Tensor, bank: Tensor, *, slow_share: float = 1.0) -> Iterator
             is_slow=True,
             share=share,
         )
-    try:
-        from cleanlab.outlier import OutOfDistribution
-    except ImportError as error:
-        print(f"left out: {error}", file=sys.stderr)
-    else:
+    cleanlab = peer("cleanlab.outlier")
+    if cleanlab is not None:
         # What its fit makes for features wider than three; fit would search the bank for itself.
         knn = NearestNeighbors(n_neighbors=K, metric="cosine").fit(rows)
-        outliers = OutOfDistribution({"knn": knn, "k": K})
+        outliers = cleanlab.OutOfDistribution({"knn": knn, "k": K})
         yield Contender(
             "cleanlab OutOfDistribution",
             lambda: outliers.score(features=few),
