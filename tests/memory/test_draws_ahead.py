@@ -127,8 +127,10 @@ class DrawsAgainstModel(RuleBasedStateMachine):
         return [rows[name].tolist() for name in seen], self.plain.metrics()["admissions"]
 
     def note(self, step: int, before: Any) -> None:
-        """What happened belongs to ``step``, or to a later one in which something had changed."""
-        step = max(step, self.changed)
+        """What happened belongs to ``step``, or to a later one in which something had changed, or
+        to the first that a draw may still ask for.
+        """
+        step = max(step, self.changed, self.step + 1 - self.lag)
         if self.looks() != before:
             self.changed = step
         entries = self.plain.entries.entry
@@ -146,7 +148,7 @@ class DrawsAgainstModel(RuleBasedStateMachine):
         self.next_draw = max(self.next_draw, self.step + 1)
         batch = self.issued.get(self.step)
         self.buffer.advance(self.step)
-        self.after[self.step] = self.after[self.step - 1]
+        self.after[self.step] = copy.deepcopy(self.plain)
         if with_feedback:
             self.feed(self.step, rows, batch if feedback_on_replays else None)
         else:
@@ -355,7 +357,7 @@ def test_feedback_from_another_thread_changes_no_draw() -> None:
         thread = threading.Thread(target=feed)
         if in_a_thread:
             thread.start()
-        waiting = []
+        waiting: list[list[int]] = []
         for step in range(400):
             while len(waiting) < 3:
                 number = step + len(waiting)

@@ -25,6 +25,7 @@ from raremix.errors import (
     RaremixWarning,
 )
 from raremix.inputs import ArrayLike, as_ids
+from raremix.memory.columns import Array
 from raremix.memory.entries import BufferEntries, Drawn
 from raremix.memory.held import Held
 from raremix.memory.limits import SamplesPerInsert, UseLimits
@@ -231,18 +232,21 @@ class RareMemoryBuffer:
             step = self._open_step(rows)
             place = self._held.rows.place
             is_replay, values = replayed.numpy(), scores.double().numpy()
+            is_wanted = is_rare.numpy().astype(bool) & ~is_replay & np.isfinite(values)
             offers = Offers(
                 ids.numpy(),
                 values,
                 np.full(len(ids), -1) if entry is None else entry.cpu().numpy(),
-                is_rare.numpy().astype(bool) & ~is_replay & np.isfinite(values),
+                is_wanted,
                 is_replay,
-                crops,
+                _rows_of(crops, is_wanted),
                 units,
             )
-            known = [row for row, key in enumerate(ids.tolist()) if key in place]
-            told = offers.is_wanted | offers.is_replay
-            told[known] = True
+            told = is_wanted | is_replay
+            if self.layout == "sharded":
+                told[:] = True  # another rank may hold any of them
+            else:
+                told[[row for row, key in enumerate(ids.tolist()) if key in place]] = True
             offers = offers.of(np.flatnonzero(told)).shared(self.layout)
             if step is None:
                 self._store.counts["late"] += 1
@@ -280,7 +284,13 @@ class RareMemoryBuffer:
         values = scores.double().numpy()
         finite = np.isfinite(values)
         offers = Offers(
-            ids.numpy(), values, np.full(len(ids), -1), finite, ~finite & False, crops, units
+            ids.numpy(),
+            values,
+            np.full(len(ids), -1),
+            finite,
+            ~finite & False,
+            _rows_of(crops, finite),
+            units,
         )
         with self._lock:
             offers = offers.of(np.arange(len(ids))).shared(self.layout)
@@ -444,7 +454,7 @@ class RareMemoryBuffer:
                 self._settings(),
                 self._held,
                 self._store.pixels,
-                {**self._replays.state(), **self._cursors()},
+                {**self._replays.state(self._step), **self._cursors()},
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -461,7 +471,7 @@ class RareMemoryBuffer:
             lag = self._replays.timeline.lag
             self._store = store
             self._step, self._heard = content["step"], content["heard"]
-            self._replays.load(content, self._step)
+            self._replays.load(content)
             if lag and lag != self._replays.timeline.lag:
                 self._begin(lag)  # it was filled without this loader, which counts from 0
 
@@ -516,6 +526,12 @@ class RareMemoryBuffer:
         memo[id(self)] = twin
         twin.load_state_dict(copy.deepcopy(self.state_dict(), memo))
         return twin
+
+
+def _rows_of(crops: Tensor | None, chosen: Array) -> Tensor | None:
+    if crops is None or chosen.all():
+        return crops
+    return crops[torch.from_numpy(np.flatnonzero(chosen)).to(crops.device)]
 
 
 def _apart(what: str, step: int) -> LagError:

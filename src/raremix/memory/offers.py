@@ -36,7 +36,7 @@ class Offers:
         entry: (n,) int64, which entry a replayed row was drawn from; -1 if that is not known.
         is_wanted: (n,) bool, rare and fresh.
         is_replay: (n,) bool.
-        crops: (n, channels, height, width) uint8, or None.
+        crops: (wanted, channels, height, width) uint8, one for each row wanted, or None.
         features: (n, dim) float32 unit rows, or None.
     """
 
@@ -49,16 +49,22 @@ class Offers:
     features: Tensor | None
 
     def of(self, rows: Array) -> "Offers":
-        """Only these rows, by number; their crops on the CPU."""
-        at = torch.from_numpy(rows)
+        """Only these rows, by number, in ascending order; their crops on the CPU."""
+        wanted = self.is_wanted[rows]
+        crops = self.crops
+        if crops is not None:
+            if len(crops) > np.count_nonzero(wanted):
+                at = torch.from_numpy((np.cumsum(self.is_wanted) - 1)[rows[wanted]])
+                crops = crops[at.to(crops.device)]
+            crops = crops.cpu()
         return Offers(
             self.keys[rows],
             self.scores[rows],
             self.entry[rows],
-            self.is_wanted[rows],
+            wanted,
             self.is_replay[rows],
-            None if self.crops is None else self.crops[at.to(self.crops.device)].cpu(),
-            None if self.features is None else self.features[at],
+            crops,
+            None if self.features is None else self.features[torch.from_numpy(rows)],
         )
 
     def shared(self, layout: Layout) -> "Offers":

@@ -69,6 +69,7 @@ class Store:
         before = counts["admissions"]
         self._expire(step)
         features = None if offers.features is None else offers.features.numpy()
+        crop_of = np.cumsum(offers.is_wanted) - 1  # only rows that are wanted have crops
         for row, (key, score, entry, wanted, replayed) in enumerate(
             zip(
                 offers.keys.tolist(),
@@ -89,7 +90,7 @@ class Store:
             elif replayed:
                 counts["stale"] += 1  # it left between being drawn and being seen
             elif wanted and self._may_enter(score, feature):
-                crop = None if offers.crops is None else offers.crops[row]
+                crop = None if offers.crops is None else offers.crops[crop_of[row]]
                 self._enter(key, score, step, crop, feature)
         return counts["admissions"] - before
 
