@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from raremix.memory.policies.simple import RarestK as RarestK
     from raremix.memory.policies.simple import Reservoir as Reservoir
     from raremix.memory.policies.simple import TwoTier as TwoTier
+    from raremix.mixing.batch import Batch as Batch
+    from raremix.mixing.crop_loader import CropLoader as CropLoader
+    from raremix.mixing.crops import CropMixer as CropMixer
     from raremix.mixing.loader import MixedLoader as MixedLoader
-    from raremix.mixing.sampler import Batch as Batch
     from raremix.mixing.sampler import BufferedMixSampler as BufferedMixSampler
     from raremix.neighbors import nearest as nearest
     from raremix.reports.report import write_report as write_report
@@ -58,11 +60,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Batch": "raremix.mixing.sampler",
+    "Batch": "raremix.mixing.batch",
     "BufferEntries": "raremix.memory.entries",
     "BufferedMixSampler": "raremix.mixing.sampler",
     "ClusterMass": "raremix.detection.scorers.cluster_mass",
     "ConformalThreshold": "raremix.detection.thresholds",
+    "CropLoader": "raremix.mixing.crop_loader",
+    "CropMixer": "raremix.mixing.crops",
     "Detection": "raremix.detection.detector",
     "FixedThreshold": "raremix.detection.thresholds",
     "FlagRate": "raremix.detection.thresholds",

@@ -13,6 +13,7 @@ __all__ = [
     "DrawnRows",
     "Flags",
     "ReplaySource",
+    "RestorableSource",
     "Scorer",
     "State",
     "Stateful",
@@ -156,3 +157,8 @@ class ReplaySource(Protocol):
 
     def rewind(self, number: int) -> None:
         """Forget draws that were not delivered: batch ``number`` is the next to be drawn."""
+
+
+@runtime_checkable
+class RestorableSource(ReplaySource, Stateful, Protocol):
+    """A buffer that can be saved together with the loader that draws from it."""

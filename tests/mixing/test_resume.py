@@ -89,6 +89,11 @@ class Run:
         return self
 
 
+def mixer_state(saved: bytes) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True)["loader"]["mixer"]
+    return state
+
+
 def plain(**options: Any) -> list[Row]:
     return Run(**options).train(3 * BATCHES)[0]
 
@@ -149,7 +154,7 @@ def test_the_states_of_runs_with_and_without_workers_are_equal() -> None:
         alone, with_workers = Run(), Run(2)
         alone.train(stop)
         with_workers.train(stop)
-        assert alone.loader.state_dict() == with_workers.loader.state_dict()
+        assert repr(alone.loader.state_dict()) == repr(with_workers.loader.state_dict())
 
 
 def test_a_run_stopped_between_batch_and_feedback_goes_on_without_that_feedback() -> None:
@@ -164,7 +169,7 @@ def test_going_back_without_the_buffer_is_noticed() -> None:
     run = Run()
     _, saved = run.train(2)
     run.train(20)
-    run.loader.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True)["loader"])
+    run.loader.mixer.load_state_dict(mixer_state(saved))
     with pytest.raises(LagError, match="loader and buffer do not belong together"):
         run.train(10)
 
@@ -172,7 +177,7 @@ def test_going_back_without_the_buffer_is_noticed() -> None:
 def test_a_loader_loaded_without_its_buffer_is_noticed() -> None:
     _, saved = Run().train(20)
     run = Run()
-    run.loader.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True)["loader"])
+    run.loader.mixer.load_state_dict(mixer_state(saved))
     with pytest.raises(LagError, match="Load the states of both"):
         run.train(1)
 
@@ -213,7 +218,7 @@ def test_a_loop_left_before_its_first_batch_does_not_lose_the_place() -> None:
         ({"seed": 1}, "seed was 0, is 1"),
         ({"lag": 9}, "lag was 7, is 9"),
         ({"batch_size": 5}, "batch_size was 4, is 5"),
-        ({"num_replicas": 2, "rank": 0}, "num_replicas was 1, is 2"),
+        ({"mode": "extend"}, "mode was 'replace', is 'extend'"),
     ],
 )
 def test_a_state_of_other_settings_is_refused(options: dict[str, Any], message: str) -> None:

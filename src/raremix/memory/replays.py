@@ -180,19 +180,17 @@ class Replays:
         self.timeline.rewind()
         self.ledger.rewind()
 
-    def state(self) -> dict[str, Any]:
-        """Plain numbers and arrays."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Plain numbers and arrays, as if nothing had been drawn ahead of batch ``step``."""
+        viewed = min(self.viewed, max(step - self.timeline.lag, _NOTHING))
         return {
             "timeline": self.timeline.state(),
             "ledger": self.ledger.state(),
-            "viewed": self.viewed,
-            "ahead_most": self.ahead_most,
-            "outside": self.outside,
+            "viewed": viewed,
         }
 
-    def load(self, state: Mapping[str, Any], step: int) -> None:
-        """Take over what ``state`` gave; draws beyond batch ``step`` will be made again."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` gave."""
         self.timeline.load(state["timeline"])
         self.ledger.load(state["ledger"])
-        self.viewed = min(state["viewed"], step)
-        self.ahead_most, self.outside = state["ahead_most"], state["outside"]
+        self.viewed = state["viewed"]

@@ -20,7 +20,7 @@ from raremix.state import check_settings, open_state, sealed_state
 __all__ = ["load_content", "saved_content"]
 
 _VERSION = 2
-_CURSORS = ("timeline", "ledger", "viewed", "ahead_most", "outside", "step", "heard", "counts")
+_CURSORS = ("timeline", "ledger", "viewed", "step", "heard", "counts")
 
 
 def saved_content(

@@ -3,12 +3,14 @@
 An order of batches can be asked for by epoch and from any batch on. It knows no buffer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
-from itertools import islice
+from itertools import cycle, islice
 from operator import index
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -20,16 +22,35 @@ from torch.utils.data import (
 )
 
 from raremix.errors import LoaderError, OptionError
-from raremix.seeds import seeded_generator
+from raremix.seeds import seeded_generator, uniforms
 
 __all__ = ["BaseBatches", "GivenSampler", "SampledBatches", "SizedBatches", "base_batches"]
+
+_REMEMBERED = 4096
+"""Ids of a sampler that may serve as fillers."""
 
 
 class BaseBatches(Protocol):
     """The batches of fresh ids of each epoch."""
 
-    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
-        """The batches of ids of an epoch, from number ``start`` on."""
+    def batches(self, epoch: int, start: int, offset: int = 0) -> Iterator[list[int]]:
+        """The batches of ids of an epoch, from number ``start`` on.
+
+        The first ``offset`` rows of all ranks together went elsewhere before.
+        """
+
+    def fill(self, count: int, taken: Collection[int], *, seed: int) -> list[int]:
+        """Ids besides the order, none of them taken if there are others.
+
+        They are a function of the seed and of what ``batches`` gave in this epoch.
+        """
+
+    def rows_before(self, position: int, offset: int, ranks: int) -> int:
+        """How many rows ``ranks`` ranks took until batch ``position``; -1 if nobody can tell."""
+
+    @property
+    def known_batch_size(self) -> int | None:
+        """Rows of a full batch, if that is known."""
 
     def rows(self) -> int:
         """How many ids an epoch has on this rank; TypeError if that is not known."""
@@ -70,15 +91,36 @@ class SizedBatches:
         """See ``BaseBatches``."""
         return len(self._source)
 
-    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+    @property
+    def known_batch_size(self) -> int | None:
+        """See ``BaseBatches``."""
+        return self._batch_size
+
+    def rows_before(self, position: int, offset: int, ranks: int) -> int:
+        """See ``BaseBatches``."""
+        return min(offset + position * self._batch_size * ranks, len(self._source))
+
+    def fill(self, count: int, taken: Collection[int], *, seed: int) -> list[int]:
+        """See ``BaseBatches``."""
+        total = len(self._source)
+        drawn = (uniforms(seed, 4 * count + 16) * total).astype(np.int64).tolist()
+        found = [key for key in dict.fromkeys(drawn) if key not in taken][:count]
+        if len(found) < count:
+            found = _fill_from(range(total), count, taken, seed)
+        return found
+
+    def batches(self, epoch: int, start: int, offset: int = 0) -> Iterator[list[int]]:
         """See ``BaseBatches``."""
         total = len(self._source)
         if self._shuffle:
-            order = torch.randperm(total, generator=seeded_generator(self._seed, epoch))
+            order = torch.randperm(
+                total, generator=seeded_generator(self._seed, epoch), device="cpu"
+            )
         else:
-            order = torch.arange(total)
+            order = torch.arange(total, device="cpu")
         rank, world = self._ranks()
-        own = order[(torch.arange(self.rows()) * world + rank) % total]
+        rows = -(-(total - offset) // world)
+        own = order[(offset + torch.arange(rows, device="cpu") * world + rank) % total]
         width = self._batch_size
         for first in range(start * width, len(own), width):
             batch = own[first : first + width].tolist()
@@ -99,8 +141,11 @@ class SampledBatches:
         *,
         batch_size: int | None,
         drop_last: bool,
+        fills: bool = False,
     ) -> None:
         self._sampler = sampler
+        self._fills = fills
+        self._seen: deque[int] = deque(maxlen=_REMEMBERED)
         self._batch_size = batch_size
         self._drop_last = drop_last
 
@@ -126,14 +171,46 @@ class SampledBatches:
             )
         return width
 
-    def batches(self, epoch: int, start: int) -> Iterator[list[int]]:
+    def batches(self, epoch: int, start: int, offset: int = 0) -> Iterator[list[int]]:
         """See ``BaseBatches``."""
         # A batch sampler often hides the sampler that has the epoch.
         for sampler in (self._sampler, getattr(self._sampler, "sampler", None)):
             set_epoch = getattr(sampler, "set_epoch", None)
             if callable(set_epoch):
                 set_epoch(epoch)
-        return islice(self._grouped(), start, None)
+        batches = self._grouped()
+        return islice(self._remembered(batches) if self._fills else batches, start, None)
+
+    def _remembered(self, batches: Iterator[list[int]]) -> Iterator[list[int]]:
+        """The same batches, a step later: of the next one too the ids may serve as fillers.
+
+        Nothing else may: a sampler can stand for a part of its dataset.
+        """
+        self._seen.clear()
+        held: list[int] | None = None
+        for batch in batches:
+            self._seen.extend(batch)
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+    @property
+    def known_batch_size(self) -> int | None:
+        """See ``BaseBatches``."""
+        if self._batch_size is not None:
+            return self._batch_size
+        width = getattr(self._sampler, "batch_size", None)
+        return width if isinstance(width, int) else None
+
+    def rows_before(self, position: int, offset: int, ranks: int) -> int:
+        """See ``BaseBatches``."""
+        return -1
+
+    def fill(self, count: int, taken: Collection[int], *, seed: int) -> list[int]:
+        """See ``BaseBatches``."""
+        return _fill_from(list(dict.fromkeys(self._seen)), count, taken, seed)
 
     def _grouped(self) -> Iterator[list[int]]:
         if self._batch_size is None:
@@ -192,6 +269,7 @@ def base_batches(
     drop_last: bool,
     seed: int,
     ranks: Callable[[], tuple[int, int]],
+    fills: bool = False,
 ) -> BaseBatches:
     """Understand what the user wants to mix into.
 
@@ -243,7 +321,17 @@ def base_batches(
             "BufferedMixSampler expects a dataset, a sampler or a batch sampler, got "
             f"{type(base).__name__}; for a DataLoader use BufferedMixSampler.wrap(loader, buffer)."
         )
-    return SampledBatches(base, batch_size=None if batched else batch_size, drop_last=drop_last)
+    return SampledBatches(
+        base, batch_size=None if batched else batch_size, drop_last=drop_last, fills=fills
+    )
+
+
+def _fill_from(ids: Sequence[int], count: int, taken: Collection[int], seed: int) -> list[int]:
+    """``count`` of the ids in a random order, those that are taken last and again if need be."""
+    order = np.argsort(uniforms(seed, len(ids), start=2**32), kind="stable")
+    mixed = [ids[place] for place in order.tolist()]
+    mixed.sort(key=lambda key: key in taken)
+    return list(islice(cycle(mixed), count))
 
 
 def _draws_freely(sampler: object) -> bool:

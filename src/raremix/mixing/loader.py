@@ -4,17 +4,21 @@ A real DataLoader, which pairs every batch that comes out with the ids that went
 nothing itself.
 """
 
+import functools
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
-from raremix.errors import LagError, LoaderError
+from raremix.errors import LagError, LoaderError, StateMismatchError
 from raremix.mixing.base import GivenSampler
-from raremix.mixing.sampler import Batch, BufferedMixSampler
+from raremix.mixing.batch import Batch
+from raremix.mixing.sampler import BufferedMixSampler
 from raremix.options import check_count
-from raremix.protocols import ReplaySource, State
+from raremix.protocols import ReplaySource, RestorableSource, State
+from raremix.state import open_state, sealed_state
 
 __all__ = ["MixedLoader", "mixed_loader"]
 
@@ -112,13 +116,37 @@ class MixedLoader(DataLoader[_BatchT], Generic[_BatchT]):
             "tensors with .to(accelerator.device)."
         )
 
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for a logger; see ``BufferedMixSampler.metrics``."""
+        return self.mixer.metrics()
+
     def state_dict(self) -> State:
-        """Where the stream stands; save it together with the buffer's state."""
-        return self.mixer.state_dict()
+        """All there is to save: where the stream stands, and the buffer, if that can be saved.
+
+        Trainers that save a loader's state, as Lightning does, save both together.
+        """
+        buffer = self.mixer.buffer
+        saved = buffer.state_dict() if isinstance(buffer, RestorableSource) else None
+        content = {"mixer": self.mixer.state_dict(), "buffer": saved}
+        return sealed_state("MixedLoader", 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the last batch that had been delivered."""
-        self.mixer.load_state_dict(state)
+        """Go on after the last batch that had been delivered.
+
+        Raises:
+            StateMismatchError: If the state is one of another kind, version or setting; then
+                nothing has changed.
+        """
+        content = open_state(state, kind="MixedLoader", version=1, keys=("mixer", "buffer"))
+        buffer = self.mixer.buffer
+        before = self.mixer.state_dict()
+        self.mixer.load_state_dict(content["mixer"])
+        try:
+            if content["buffer"] is not None and isinstance(buffer, RestorableSource):
+                buffer.load_state_dict(content["buffer"])
+        except StateMismatchError:
+            self.mixer.load_state_dict(before)
+            raise
 
 
 class _MixedBatchSampler(Sampler[list[int]]):
@@ -134,6 +162,11 @@ class _MixedBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return len(self._base)  # type: ignore[arg-type]  # a base without length raises TypeError
 
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a full batch, replays included, if the base says how many it has."""
+        return self.mixer.batch_size
+
     def set_epoch(self, epoch: int) -> None:
         self.mixer.set_epoch(epoch)
 
@@ -142,14 +175,16 @@ def mixed_loader(
     loader: DataLoader[_BatchT],
     buffer: ReplaySource,
     *,
-    lag: int,
+    lag: int | Literal["auto"],
     prefetched: bool = False,
     **options: Any,
 ) -> MixedLoader[_BatchT]:
     """Build the loader for ``BufferedMixSampler.wrap``, whose page says what it does."""
     _refuse_what_cannot_be_mixed(loader)
-    lag = check_count("BufferedMixSampler.wrap", "lag", lag, least=1)
     ahead = loader.num_workers * (loader.prefetch_factor or 0)
+    if lag == "auto":
+        lag = ahead + prefetched + 1
+    lag = check_count("BufferedMixSampler.wrap", "lag", lag, least=1)
     if lag <= ahead + prefetched:
         whose = f"whose {loader.num_workers} workers draw {ahead} batches ahead"
         if prefetched:
@@ -189,9 +224,32 @@ def mixed_loader(
         settings["batch_sampler"] = _MixedBatchSampler(mixer, base)
     else:
         settings["sampler"] = mixer
-        settings["batch_size"] = plain.batch_size
+        settings["batch_size"] = mixer.batch_size
         settings["drop_last"] = plain.drop_last
-    return MixedLoader(mixer, prefetched=prefetched, **settings)
+    kind = stateful_loader() if _is_stateful(loader) else MixedLoader
+    mixed: MixedLoader[_BatchT] = kind(mixer, prefetched=prefetched, **settings)
+    return mixed
+
+
+def _is_stateful(loader: DataLoader[Any]) -> bool:
+    """Whether it is exactly torchdata's StatefulDataLoader, which is then imported already."""
+    module = sys.modules.get("torchdata.stateful_dataloader")
+    return module is not None and type(loader) is module.StatefulDataLoader
+
+
+@functools.cache
+def stateful_loader() -> type[MixedLoader[Any]]:
+    """The class of a wrapped StatefulDataLoader: one that saves the mixed stream instead."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    class MixedStatefulLoader(MixedLoader[Any], StatefulDataLoader[Any]):  # type: ignore[misc]
+        """A ``MixedLoader`` that is a StatefulDataLoader.
+
+        Its state is that of the stream and the buffer. That of samplers and workers, from which
+        torchdata resumes, cannot hold feedback, and the draws depend on that.
+        """
+
+    return MixedStatefulLoader
 
 
 def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:
@@ -200,11 +258,17 @@ def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:
         raise LoaderError(f"{call} expects a torch DataLoader, got {type(loader).__name__}.")
     if isinstance(loader, MixedLoader):
         raise LoaderError(f"{call} got a loader that is mixed already; wrap the plain one.")
-    if type(loader) is not DataLoader:
+    if type(loader) is not DataLoader and not _is_stateful(loader):
         raise LoaderError(
             f"{call} would lose what {type(loader).__name__} adds to DataLoader. Build your loader "
             "with sampler=BufferedMixSampler(dataset, buffer, batch_size=...) and call its "
             "deliver() once for each batch."
+        )
+    if _is_stateful(loader) and hasattr(loader.dataset, "state_dict"):
+        raise LoaderError(
+            f"{call} cannot keep the state that {type(loader.dataset).__name__} saves in the "
+            "workers of a StatefulDataLoader; wrap a plain DataLoader over it, or a dataset without "
+            "state_dict."
         )
     if isinstance(loader.dataset, IterableDataset):
         raise LoaderError(

@@ -1,4 +1,4 @@
-"""Batches of ids in which rows of the base order give way to rare samples.
+"""Batches of ids of a base order, with rare samples in some of their rows or beside them.
 
 A sampler decides ahead of training: loader workers prefetch. So draw number j reads the buffer as
 it was after step j - lag, with a generator of its own. The stream is then a function of seed and
@@ -7,25 +7,26 @@ feedback, not of how far ahead the workers run, and it can be resumed anywhere.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from raremix import distributed
-from raremix.errors import LagError, LoaderError, OptionError
+from raremix.errors import LagError, LoaderError, OptionError, StateMismatchError
 from raremix.mixing.base import BaseBatches, base_batches
-from raremix.options import check_count, check_number
+from raremix.mixing.batch import FILLER, FRESH, Batch, DrawnId
+from raremix.mixing.modes import Mode, Plan
+from raremix.options import check_choice, check_count, check_number
 from raremix.protocols import ReplaySource, State
-from raremix.seeds import derive_seed, seeded_generator
+from raremix.seeds import derive_seed, uniforms
 from raremix.state import check_settings, open_state, sealed_state
 
 if TYPE_CHECKING:
     from raremix.mixing.loader import MixedLoader
 
-__all__ = ["DEFAULT_LAG", "Batch", "BufferedMixSampler", "DrawnId"]
+__all__ = ["DEFAULT_LAG", "BufferedMixSampler"]
 
 # Enough for 15 workers that prefetch two batches each; a smaller lag listens sooner.
 DEFAULT_LAG = 32
@@ -33,60 +34,22 @@ DEFAULT_LAG = 32
 _BatchT = TypeVar("_BatchT")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one delivered batch.
-
-    Attributes:
-        step: How many batches were delivered before it, over all epochs.
-        ids: (batch,) int64, each row's place in the dataset.
-        is_replay: (batch,) bool, true where the row was mixed in from the buffer.
-        entry: (batch,) int64, the buffer's number of the entry a replayed row was drawn from; -1 for
-            the others.
-        probability: (batch,) float32, the chance that this draw had of taking the entry, of a
-            replayed row; 1 for the others.
-        age: (batch,) int64, steps the entry had been held, as far as the draw could see; 0 for the
-            others.
-    """
-
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-    probability: Tensor
-    age: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class DrawnId(int):
-    """An id that remembers the draw it came from, on its way to a dataset in a worker.
-
-    A dataset may seed its augmentation by ``(seed, id.draw, id)``: two draws of one sample then
-    differ, and yet every run is the same. Everywhere else it is a plain integer.
-
-    Attributes:
-        draw: Number of the batch it was drawn for, different on every rank.
-    """
-
-    draw: int
-
-    def __new__(cls, value: int, draw: int) -> "DrawnId":
-        """Make an id that carries its draw."""
-        self = super().__new__(cls, value)
-        self.draw = draw
-        return self
-
-    def __reduce__(self) -> tuple[type["DrawnId"], tuple[int, int]]:
-        return DrawnId, (int(self), self.draw)
-
-
 class BufferedMixSampler(DistributedSampler[int]):
-    """Yields the ids of a base order, with a share of each batch replaced by ids from a buffer.
+    """Yields the ids of a base order, with a share of each batch taken from a buffer.
 
-    The width and the number of batches never depend on the buffer: while it holds too little, base
-    rows stay where they are. No id comes twice in a batch.
+    The width and the number of batches never depend on what the buffer holds. No id comes twice in
+    a batch, unless there are fewer ids than rows.
+
+    Modes, for batches of B rows of which K are to be replays:
+
+    - "replace": K rows of each batch of the base give way. The epoch keeps its length; which rows
+      were left out is drawn anew in each. While the buffer holds too little, they stay.
+    - "stretch": each batch has B - K rows of the base beside K replays, so every row of the base is
+      seen once in an epoch that is B / (B - K) as long.
+    - "extend": each batch has the B rows of the base and K more.
+
+    In the latter two, *fillers* stand in while the buffer holds too little: ids of the base, drawn
+    besides its order, at random from a dataset, or from what a sampler has given in this epoch.
 
     ``wrap`` puts it into an existing DataLoader. To build the loader yourself, pass it as
     ``DataLoader(dataset, batch_size=b, sampler=mix)`` and call ``mix.deliver()`` once for every
@@ -97,8 +60,9 @@ class BufferedMixSampler(DistributedSampler[int]):
             torch.distributed), or a batch sampler.
         buffer: The buffer of rare ids.
         batch_size: Rows of a batch, the same as the loader's; None if ``base`` yields batches.
-        replay: The share of each batch taken from the buffer, in [0, 1); rounded to whole rows, at
-            least one row and at most all but one. 0 turns mixing off.
+        replay: K / B, in [0, 1); K is rounded to a whole number, at least 1 and (but for "extend")
+            at most B - 1. 0 turns mixing off.
+        mode: "replace", "stretch" or "extend".
         shuffle: Whether to shuffle a dataset given as ``base``.
         drop_last: Whether to leave out a last batch that is not full.
         seed: Seed of the order and of the draws.
@@ -122,6 +86,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         *,
         batch_size: int | None = None,
         replay: float = 0.125,
+        mode: Mode = "replace",
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -134,10 +99,11 @@ class BufferedMixSampler(DistributedSampler[int]):
         caller = "BufferedMixSampler"
         replay = check_number(caller, "replay", replay, least=0.0, below=1.0)
         lag = check_count(caller, "lag", lag, least=1)
-        if replay > 0 and batch_size == 1:
+        check_choice(caller, "mode", mode, get_args(Mode))
+        if replay > 0 and batch_size == 1 and mode != "extend":
             raise OptionError(
-                "BufferedMixSampler cannot replay in batches of one row; raise batch_size, or set "
-                "replay=0."
+                "BufferedMixSampler cannot replay in batches of one row; raise batch_size, set "
+                'replay=0, or pass mode="extend".'
             )
         if num_replicas is not None and not 0 <= (rank or 0) < num_replicas:
             raise OptionError(
@@ -149,8 +115,8 @@ class BufferedMixSampler(DistributedSampler[int]):
                 f"BufferedMixSampler expects a buffer such as RareMemoryBuffer(1024), got {buffer!r}."
             )
         self.buffer = buffer
-        self.batch_size = batch_size
         self.replay = replay
+        self.mode: Mode = mode
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
@@ -160,19 +126,27 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._rank_given = rank
         self._delivered = 0  # batches delivered over all epochs
         self._position = 0  # batches delivered in this epoch
+        self._offset = 0  # rows of this epoch that went to another number of ranks before
         self._in_flight: deque[Batch] = deque()
         self._exhausted = False
         self._resumed = False  # loaded, and nothing delivered since
         self._chosen = False  # set_epoch was called for the next iteration
         self._iteration = 0
+        self._counts = dict.fromkeys(("issued", "rolled_back", "replayed", "fillers"), 0)
+        self._ahead_most = 0
+        self._plan = Plan(mode, batch_size, replay)
         self._base: BaseBatches = base_batches(
             base,
-            batch_size=batch_size,
+            batch_size=self._plan.base_rows,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
             ranks=lambda: (self.rank, self.num_replicas),
+            fills=mode != "replace" and replay > 0,
         )
+        self._plan.check_base(self._base.known_batch_size)
+        # Rows of a full batch, replays included, as the loader around this sampler counts them.
+        self.batch_size = self._plan.width
         buffer.attach(lag)
 
     @classmethod
@@ -182,8 +156,9 @@ class BufferedMixSampler(DistributedSampler[int]):
         buffer: ReplaySource,
         *,
         replay: float = 0.125,
+        mode: Mode = "replace",
         seed: int = 0,
-        lag: int = DEFAULT_LAG,
+        lag: int | Literal["auto"] = DEFAULT_LAG,
         prefetched: bool = False,
         num_replicas: int | None = None,
         rank: int | None = None,
@@ -191,8 +166,9 @@ class BufferedMixSampler(DistributedSampler[int]):
         """Make a loader like this one whose batches mix in samples from the buffer.
 
         The new loader has the dataset, workers, collate function and all other settings of
-        ``loader``, the same length and the same batch width. After each batch it gives,
-        ``loader.batch`` says which rows it holds.
+        ``loader``; unless ``mode`` says otherwise, also its length and batch width. After each
+        batch it gives, ``loader.batch`` says which rows it holds. Of a torchdata
+        ``StatefulDataLoader``, the new one is a ``StatefulDataLoader`` too.
 
         Args:
             loader: A DataLoader over a map-style dataset. If it shuffles, the order is drawn from
@@ -200,9 +176,12 @@ class BufferedMixSampler(DistributedSampler[int]):
             buffer: The buffer of rare ids.
             replay: The share of each batch taken from the buffer, in [0, 1); rounded to whole
                 rows, at least one: of four rows, one is the least. 0 turns mixing off.
+            mode: "replace" rows of the base, or "stretch" the epoch or "extend" the batches so that
+                none is left out; see the class.
             seed: Seed of the order and of the draws.
             lag: A draw reads the buffer as it was this many steps earlier; at least
-                num_workers * prefetch_factor + 1.
+                num_workers * prefetch_factor + 1. "auto" takes that least value, which listens
+                sooner, but then another number of workers is another stream.
             prefetched: Whether something around the new loader takes each batch one step before
                 it gives it on, as timm's PrefetchLoader does. ``loader.batch`` then names the rows
                 of the batch given on, and ``lag`` has to be one larger.
@@ -221,6 +200,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             loader,
             buffer,
             replay=replay,
+            mode=mode,
             seed=seed,
             lag=lag,
             prefetched=prefetched,
@@ -248,7 +228,7 @@ class BufferedMixSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Ids an epoch has on this rank, those of an incomplete last batch included."""
-        return self._base.rows()
+        return self._plan.rows(self._base.rows(), drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[int]:
         for batch in self.lists():
@@ -265,10 +245,12 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._start()
         iteration = self._iteration
         draw = self._delivered
-        for fresh in self._base.batches(self.epoch, self._position):
+        for fresh in self._base.batches(self.epoch, self._position, self._offset):
             self.check_current(iteration)
             batch = self._mix(draw, fresh)
             self._in_flight.append(batch)
+            self._counts["issued"] += 1
+            self._ahead_most = max(self._ahead_most, len(self._in_flight))
             yield batch
             draw += 1
         if iteration == self._iteration:
@@ -305,6 +287,8 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._delivered += 1
         self._position += 1
         self._resumed = False
+        self._counts["replayed"] += int(batch.is_replay.sum())
+        self._counts["fillers"] += int((batch.entry == FILLER).sum())
         self.buffer.advance(batch.step)
         return batch
 
@@ -334,6 +318,7 @@ class BufferedMixSampler(DistributedSampler[int]):
     def _start(self) -> None:
         # Batches drawn by an iterator that was left early were never trained on: they are drawn
         # again, under the same numbers.
+        self._counts["rolled_back"] += len(self._in_flight)
         self._in_flight.clear()
         self.buffer.rewind(self._delivered)
         if self._position and not self._resumed:
@@ -344,7 +329,7 @@ class BufferedMixSampler(DistributedSampler[int]):
 
     def _begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self._position = 0
+        self._position = self._offset = 0
         self._resumed = False
 
     def _mix(self, draw: int, fresh: list[int]) -> Batch:
@@ -356,59 +341,109 @@ class BufferedMixSampler(DistributedSampler[int]):
                 "into a list; without wrap(), call deliver() once for each batch; with more "
                 "workers or prefetching, pass a larger lag."
             )
-        ids = torch.tensor(fresh, dtype=torch.int64)
-        width = len(fresh)
-        is_replay = torch.zeros(width, dtype=torch.bool)
-        entry = torch.full((width,), -1, dtype=torch.int64)
-        probability = torch.ones(width)
-        age = torch.zeros(width, dtype=torch.int64)
-        rows = self._replay_rows(width)
-        if rows:
-            seed = derive_seed(self.seed, self.rank, draw)
-            drawn = self.buffer.draw_ahead(
-                draw, rows, taken=set(fresh), below=self._base.known_ids(), seed=seed
-            )
-            generator = seeded_generator(seed, 1)
-            places = torch.randperm(width, generator=generator)[: len(drawn.keys)]
-            ids[places] = torch.tensor(drawn.keys, dtype=torch.int64)
-            entry[places] = torch.tensor(drawn.entries, dtype=torch.int64)
-            probability[places] = torch.tensor(drawn.probabilities)
-            age[places] = torch.tensor(drawn.ages, dtype=torch.int64)
-            is_replay[places] = True
-        return Batch(draw, ids, is_replay, entry, probability, age)
+        wanted = self._plan.replays(len(fresh))
+        if not wanted:
+            return _batch(draw, np.array(fresh, np.int64))
+        seed = derive_seed(self.seed, self.rank, draw)
+        taken = set(fresh)
+        drawn = self.buffer.draw_ahead(
+            draw, wanted, taken=taken, below=self._base.known_ids(), seed=seed
+        )
+        count = len(drawn.keys)
+        fillers: list[int] = []
+        if self.mode != "replace" and count < wanted:
+            fillers = self._base.fill(wanted - count, taken.union(drawn.keys), seed=seed + 1)
+        width = len(fresh) if self.mode == "replace" else len(fresh) + wanted
+        # Replays lie anywhere, since some take the first or the last rows for something else.
+        places = np.argsort(uniforms(seed + 2, width), kind="stable")
+        ids = np.empty(width, np.int64)
+        if self.mode == "replace":
+            ids[:] = fresh
+        else:
+            ids[np.sort(places[wanted:])] = fresh
+        batch = _batch(draw, ids)
+        own, others = places[:count], places[count:wanted]
+        ids[own] = drawn.keys
+        batch.is_replay.numpy()[own] = True
+        batch.entry.numpy()[own] = drawn.entries
+        batch.probability.numpy()[own] = drawn.probabilities
+        batch.age.numpy()[own] = drawn.ages
+        if fillers:
+            ids[others] = fillers
+            batch.entry.numpy()[others] = FILLER
+        return batch
 
-    def _replay_rows(self, width: int) -> int:
-        if self.replay == 0:
-            return 0
-        rows = round(self.replay * width)
-        # A full batch always has room for one; a short last one may be too short for its share.
-        if width == self.batch_size or self.batch_size is None:
-            rows = max(rows, 1)
-        return min(rows, width - 1)
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for a logger.
+
+        Batches ``issued`` to the loader = ``delivered`` + ``in_flight`` + ``rolled_back`` (drawn
+        ahead and given up when a loop was left early or resumed); rows ``replayed`` and
+        ``fillers`` among those delivered; ``lag`` in force and ``draw_ahead_max`` batches seen.
+        """
+        return {
+            **{name: float(count) for name, count in self._counts.items()},
+            "delivered": float(self._delivered),
+            "in_flight": float(len(self._in_flight)),
+            "lag": float(self.lag),
+            "draw_ahead_max": float(self._ahead_most),
+        }
 
     def state_dict(self) -> State:
         """Where the stream stands; save it together with the buffer's state."""
         content: State = {
             **self._settings(),
+            "num_replicas": self.num_replicas,
             "epoch": self.epoch,
             "position": self._position,
+            "offset": self._offset,
             "delivered": self._delivered,
+            "replayed": self._counts["replayed"],
+            "fillers": self._counts["fillers"],
         }
-        return sealed_state("BufferedMixSampler", 1, content)
+        return sealed_state("BufferedMixSampler", 2, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that had been delivered; the next iteration continues there.
 
+        Under another number of ranks, what is left of an epoch over a dataset is shared out among
+        those that there are now. A sampler of the user's shards for itself and cannot.
+
         Raises:
-            StateMismatchError: If batch size, replay, seed, lag or the number of ranks differ.
+            StateMismatchError: If batch size, replay, mode, seed or lag differ, or the number of
+                ranks inside an epoch of a sampler that shards for itself.
         """
         settings = self._settings()
-        keys = (*settings, "epoch", "position", "delivered")
-        content = open_state(state, kind="BufferedMixSampler", version=1, keys=keys)
+        cursors = (
+            "num_replicas",
+            "epoch",
+            "position",
+            "offset",
+            "delivered",
+            "replayed",
+            "fillers",
+        )
+        keys = (*settings, *cursors)
+        content = open_state(state, kind="BufferedMixSampler", version=2, keys=keys)
         check_settings("BufferedMixSampler", content, settings)
-        self.epoch = content["epoch"]
-        self._position = content["position"]
+        epoch, position, offset = content["epoch"], content["position"], content["offset"]
+        before = content["num_replicas"]
+        if before != self.num_replicas and position:
+            offset = self._base.rows_before(position, offset, before)
+            position = 0
+            if offset < 0:
+                raise StateMismatchError(
+                    f"BufferedMixSampler.load_state_dict got a state of {before} ranks from inside "
+                    f"an epoch, and there are {self.num_replicas} now, for which its base does the "
+                    f"sharding itself. Resume with {before} ranks, save at the end of the epoch, or "
+                    "call set_epoch after loading to begin an epoch anew."
+                )
+            if offset >= (self._base.known_ids() or 0):
+                epoch, offset = epoch + 1, 0
+        self.epoch, self._position, self._offset = epoch, position, offset
         self._delivered = content["delivered"]
+        # What was on its way when the state was saved is no part of it and is drawn again.
+        self._counts.update(replayed=content["replayed"], fillers=content["fillers"])
+        self._counts.update(issued=self._delivered, rolled_back=0)
         self._in_flight.clear()
         self._iteration += 1  # an iteration under way ends here
         self._resumed = True
@@ -418,7 +453,20 @@ class BufferedMixSampler(DistributedSampler[int]):
         return {
             "batch_size": self.batch_size,
             "replay": self.replay,
+            "mode": self.mode,
             "seed": self.seed,
             "lag": self.lag,
-            "num_replicas": self.num_replicas,
         }
+
+
+def _batch(draw: int, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> Batch:
+    """A batch of fresh rows, which shares the memory of ``ids``."""
+    width = len(ids)
+    return Batch(
+        draw,
+        torch.from_numpy(ids),
+        torch.from_numpy(np.zeros(width, bool)),
+        torch.from_numpy(np.full(width, FRESH)),
+        torch.from_numpy(np.ones(width, np.float32)),
+        torch.from_numpy(np.zeros(width, np.int64)),
+    )
