@@ -24,7 +24,7 @@ from raremix import (
     Reservoir,
     TwoTier,
 )
-from raremix.errors import StateMismatchError
+from raremix.errors import OptionError, StateMismatchError
 
 STEPS, LAG = 24, 4
 
@@ -112,6 +112,29 @@ def alone(rank: int) -> list[int]:
     return buffer.keys.tolist()
 
 
+def disagreeing(rank: int) -> list[Any]:
+    """What is said where only one rank gives crops or features, and what was held after all."""
+    buffer = RareMemoryBuffer(8)
+    ids, said = torch.tensor([10 + rank, 20 + rank]), []
+    rare = Flags(torch.ones(2), torch.ones(2, dtype=torch.bool))
+    for more in (
+        {"crops": crops_of(ids) if rank else None},
+        {"crops": crops_of(ids)[:, :, : 1 + rank]},
+        {"features": None if rank else features_of(ids)},
+        {"features": features_of(ids)[:, : 2 + rank]},
+    ):
+        try:
+            buffer.add(ids, rare, **more)
+        except OptionError as error:
+            said.append(str(error))
+    # A rank that has no rows need not know what the others give.
+    if rank:
+        buffer.add(ids, rare, crops=crops_of(ids), features=features_of(ids))
+    else:
+        buffer.add([], Flags(torch.ones(0), torch.ones(0, dtype=torch.bool)))
+    return [said, contents(buffer)]
+
+
 def loaded(layout: Layout, state: dict[str, Any]) -> str | list[int]:
     """What a buffer of two ranks holds after loading a state of one, or why it does not."""
     buffer = RareMemoryBuffer(8, layout=layout)
@@ -148,6 +171,7 @@ def main(rank: int, folder: Path) -> None:
     )
     seen: dict[str, Any] = {name: run(build(), rank) for name, build in BUFFERS.items()}
     seen["alone"] = alone(rank)
+    seen["disagreeing"] = disagreeing(rank)
     states = torch.load(folder / "states.pt", weights_only=True)
     seen["loaded"] = {name: loaded(name, state) for name, state in states.items()}
     torch.save(seen, folder / f"{rank}.pt")

@@ -137,6 +137,8 @@ class DrawsAgainstModel(RuleBasedStateMachine):
         assert entries is not None
         for entry in entries.tolist():
             self.born.setdefault(entry, step)
+        for number in [n for n in self.issued if n >= self.next_draw and max(n - self.lag, -1) >= step]:
+            del self.issued[number]  # rolled back, and not relied on by anything
         for later in range(step, self.step + 1):
             self.after[later] = copy.deepcopy(self.plain)
 
@@ -255,6 +257,8 @@ class DrawsAgainstModel(RuleBasedStateMachine):
         self.buffer.load_state_dict(state)
         self.buffer.attach(self.lag)
         self.next_draw = self.step + 1
+        # What was drawn ahead will be drawn again.
+        self.viewed = min(self.viewed, state["viewed"])
 
     @invariant()
     def holds_what_the_plain_one_holds(self) -> None:

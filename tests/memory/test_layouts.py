@@ -225,6 +225,24 @@ def test_a_local_buffer_sends_nothing(seen: list[dict[str, Any]]) -> None:
     assert [rank["alone"] for rank in seen] == [[1, 2, 3], []]
 
 
+def test_ranks_that_give_different_things_are_told_so_and_go_on(
+    seen: list[dict[str, Any]],
+) -> None:
+    said, held = seen[0]["disagreeing"]
+    assert same(seen[0]["disagreeing"], seen[1]["disagreeing"])
+    assert [text.split(": ")[1].split(";")[0] for text in said] == [
+        "none and rows of shape (3, 2, 2)",
+        "rows of shape (3, 1, 2) and rows of shape (3, 2, 2)",
+        "none and rows of shape (6,)",
+        "rows of shape (2,) and rows of shape (3,)",
+    ]
+    assert "pass crops of one shape on every rank or on none" in said[0]
+    assert "got features that differ between the ranks" in said[2]
+    assert held[0].tolist() == [11, 21]
+    assert held[4].equal(RANK.crops_of(held[0]))
+    assert len(held[5]) == 2
+
+
 def test_a_state_of_one_process_serves_two_unless_it_is_sharded(seen: list[dict[str, Any]]) -> None:
     for rank in seen:
         assert rank["loaded"]["replicated"] == [4, 5, 6]

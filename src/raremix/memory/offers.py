@@ -73,22 +73,59 @@ class Offers:
         if layout == "local" or world == 1:
             return self
         flags = self.is_wanted + 2 * self.is_replay.astype(np.int64)
-        # One message for what every rank must know; float64 keeps its bits in an int64.
+        # One message for what every rank must know; float64 keeps its bits in an int64. Its first
+        # row says what else there is to send, as all have to take part in that.
+        more = [_sizes(self.crops, self.is_wanted.any()), _sizes(self.features, len(self.keys))]
         columns = [self.keys, self.scores.view(np.int64), self.entry, flags]
-        packed = distributed.gather_rows(torch.from_numpy(np.stack(columns, axis=1))).numpy()
+        rows = np.concatenate([[[*more, 0, -1]], np.stack(columns, axis=1)])
+        packed = distributed.gather_rows(torch.from_numpy(rows)).numpy()
+        heads, packed = packed[packed[:, 3] < 0], packed[packed[:, 3] >= 0]
+        crops = _agreed("crops", self.crops, heads[:, 0], torch.uint8)
+        features = _agreed("features", self.features, heads[:, 1], torch.float32)
         every = Offers(
             packed[:, 0].copy(),
             packed[:, 1].copy().view(np.float64),
             packed[:, 2].copy(),
             packed[:, 3] % 2 == 1,
             packed[:, 3] >= 2,
-            None if self.crops is None else distributed.gather_rows(self.crops),
-            None if self.features is None else distributed.gather_rows(self.features),
+            None if crops is None else distributed.gather_rows(crops),
+            None if features is None else distributed.gather_rows(features),
         )
         if layout == "replicated":
             return every
         own = [owner(key, world) == distributed.rank() for key in every.keys.tolist()]
         return every.of(np.flatnonzero(own))
+
+
+_ABSENT, _NOTHING = 0, -1
+"""Instead of sizes: not given though there are rows for it, and not given since there are none."""
+
+_BITS = 20  # of a size; three of them fit into an int64
+
+
+def _sizes(rows: Tensor | None, is_due: object) -> int:
+    """The sizes of one row as one number."""
+    if rows is None:
+        return _ABSENT if is_due else _NOTHING
+    number = 0
+    for size in rows.shape[1:]:
+        number = number << _BITS | size
+    return number
+
+
+def _agreed(name: str, own: Tensor | None, said: Array, dtype: torch.dtype) -> Tensor | None:
+    """What this rank gives, perhaps no rows, of that which all ranks give or none."""
+    numbers = sorted(set(said.tolist()) - {_NOTHING})
+    shapes = [[n >> _BITS * i & 2**_BITS - 1 for i in (2, 1, 0) if n >> _BITS * i] for n in numbers]
+    if len(shapes) > 1:
+        described = " and ".join(f"rows of shape {tuple(s)}" if s else "none" for s in shapes)
+        raise OptionError(
+            f"RareMemoryBuffer got {name} that differ between the ranks: {described}; pass {name} of "
+            'one shape on every rank or on none, or use layout="local".'
+        )
+    if own is None and shapes and shapes[0]:
+        return torch.empty(0, *shapes[0], dtype=dtype, device="cpu")
+    return own
 
 
 def checked_crops(crops: Tensor | None, length: int, *, caller: str) -> None:
