@@ -137,7 +137,9 @@ class DrawsAgainstModel(RuleBasedStateMachine):
         assert entries is not None
         for entry in entries.tolist():
             self.born.setdefault(entry, step)
-        for number in [n for n in self.issued if n >= self.next_draw and max(n - self.lag, -1) >= step]:
+        for number in [
+            n for n in self.issued if n >= self.next_draw and max(n - self.lag, -1) >= step
+        ]:
             del self.issued[number]  # rolled back, and not relied on by anything
         for later in range(step, self.step + 1):
             self.after[later] = copy.deepcopy(self.plain)

@@ -454,7 +454,7 @@ class RareMemoryBuffer:
                 self._settings(),
                 self._held,
                 self._store.pixels,
-                {**self._replays.state(), **self._cursors()},
+                {**self._replays.state(self._step), **self._cursors()},
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -471,7 +471,7 @@ class RareMemoryBuffer:
             lag = self._replays.timeline.lag
             self._store = store
             self._step, self._heard = content["step"], content["heard"]
-            self._replays.load(content, self._step)
+            self._replays.load(content)
             if lag and lag != self._replays.timeline.lag:
                 self._begin(lag)  # it was filled without this loader, which counts from 0
 
