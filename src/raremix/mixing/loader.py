@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
 from raremix.errors import LagError, LoaderError, StateMismatchError
 from raremix.mixing.base import GivenSampler
@@ -195,6 +195,8 @@ def mixed_loader(
         )
     batches = loader.batch_sampler
     assert batches is not None
+    if _is_stateful(loader):
+        batches = _without_state(batches)
     # A BatchSampler only cuts what its sampler yields, also one that the user built.
     plain = batches if type(batches) is BatchSampler else None
     base: Iterable[Any] = batches if plain is None else plain.sampler
@@ -235,6 +237,23 @@ def _is_stateful(loader: DataLoader[Any]) -> bool:
     """Whether it is exactly torchdata's StatefulDataLoader, which is then imported already."""
     module = sys.modules.get("torchdata.stateful_dataloader")
     return module is not None and type(loader) is module.StatefulDataLoader
+
+
+def _without_state(batches: Any) -> Any:
+    """Torch's own samplers instead of torchdata's, which are the same and save themselves too."""
+    from torchdata.stateful_dataloader import sampler as stateful
+
+    if type(batches) is not stateful.BatchSampler:
+        return batches
+    sampler = batches.sampler
+    if type(sampler) is stateful.RandomSampler:
+        sampler = RandomSampler(
+            sampler.data_source,
+            replacement=sampler.replacement,
+            num_samples=sampler.num_samples,
+            generator=sampler.generator,
+        )
+    return BatchSampler(sampler, batches.batch_size, batches.drop_last)
 
 
 @functools.cache

@@ -72,8 +72,8 @@ class Plan:
         assert self.base_rows is not None
         return full if fresh == self.base_rows else round(full * fresh / self.base_rows)
 
-    def rows(self, base: int, *, drop_last: bool) -> int:
-        """How many rows an epoch has whose base has ``base``."""
+    def rows(self, base: int) -> int:
+        """How many rows an epoch has whose base has ``base``, an incomplete batch included."""
         if self.mode == "replace" or self.replay == 0:
             return base
         if self.base_rows is None or self.width is None:
@@ -82,5 +82,4 @@ class Plan:
                 "count its batches instead."
             )
         batches, rest = divmod(base, self.base_rows)
-        tail = rest + self.replays(rest) if rest and not drop_last else 0
-        return batches * self.width + tail
+        return batches * self.width + (rest + self.replays(rest) if rest else 0)

@@ -228,7 +228,7 @@ class BufferedMixSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Ids an epoch has on this rank, those of an incomplete last batch included."""
-        return self._plan.rows(self._base.rows(), drop_last=self.drop_last)
+        return self._plan.rows(self._base.rows())
 
     def __iter__(self) -> Iterator[int]:
         for batch in self.lists():
