@@ -63,14 +63,19 @@ class Stream(IterableDataset[Any]):
             yield TRANSFORM(pixels, generator=seeded_generator(number)), pixels, f"name {number}"
 
 
+class Pixels(Stream):
+    """The same without views."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(image, range(self.length))
+
+
 def sample(views: list[Tensor], pixels: Tensor, id: int) -> Any:
     return views, pixels, f"name {int(numbers(pixels[None]))}"
 
 
-def wrapped(
-    length: int, buffer: RareMemoryBuffer, *, width: int = 6, workers: int = 0, **options: Any
-) -> CropLoader[Any]:
-    loader = DataLoader(Stream(length), batch_size=width, num_workers=workers)
+def wrapped(length: int, buffer: RareMemoryBuffer, **options: Any) -> CropLoader[Any]:
+    loader = DataLoader(Stream(length), batch_size=6)
     return CropMixer.wrap(loader, buffer, TRANSFORM, sample=sample, **options)
 
 
@@ -274,14 +279,12 @@ class Run:
 
     def save(self) -> io.BytesIO:
         file = io.BytesIO()
-        torch.save([self.buffer.state_dict(), self.loader.state_dict()], file)
+        torch.save(self.loader.state_dict(), file)
         file.seek(0)
         return file
 
     def load(self, file: io.BytesIO) -> None:
-        buffer, loader = torch.load(file, weights_only=True)
-        self.buffer.load_state_dict(buffer)
-        self.loader.load_state_dict(loader)
+        self.loader.load_state_dict(torch.load(file, weights_only=True))
 
 
 def same(one: list[Any], two: list[Any]) -> bool:
@@ -341,8 +344,7 @@ def test_a_stateful_loader_goes_on_in_the_middle_of_a_stream() -> None:
     stopped, resumed = run(), run()
     parts = rest(*stopped)
     seen = [next(parts) for _ in range(4)]
-    for part in range(2):
-        resumed[part].load_state_dict(stopped[part].state_dict())
+    resumed[1].load_state_dict(stopped[1].state_dict())
     assert [*seen, *rest(*resumed)] == expected
 
 
@@ -350,15 +352,97 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     run = Run(mode="stretch")
     run.steps(3)
     state = run.loader.state_dict()
-    with pytest.raises(StateMismatchError, match="got a state with rows carried over"):
+    with pytest.raises(StateMismatchError, match="has something for rows that gave way"):
         Run().loader.load_state_dict(state)
-    with pytest.raises(StateMismatchError, match="got a state without rows carried over"):
+    with pytest.raises(StateMismatchError, match="has nothing for rows that gave way"):
         run.loader.load_state_dict(Run().loader.state_dict())
-    with pytest.raises(StateMismatchError, match="got a state with a state of the other loader"):
+    with pytest.raises(StateMismatchError, match="has something for the loader inside"):
         wrapped(6, run.buffer, mode="stretch").load_state_dict(state)
     other = CropMixer.wrap(Counted(8), run.buffer, TRANSFORM, replay=0.3, mode="stretch")
     with pytest.raises(StateMismatchError, match=r"replay was 0.4, is 0.3; seed was 2, is 0"):
         other.load_state_dict(state)
+    small = CropMixer.wrap(
+        Counted(8), RareMemoryBuffer(4), TRANSFORM, replay=0.4, seed=2, mode="stretch"
+    )
+    with pytest.raises(StateMismatchError, match="capacity was 5, is 4"):
+        small.load_state_dict(state)
+    assert small.state_dict()["mixer"]["step"] == small.carried == 0
+
+
+def test_behind_a_prefetcher_the_rows_are_those_of_the_batch_in_hand() -> None:
+    def prefetching(loader: CropLoader[Any]) -> Iterator[Any]:
+        before = None
+        for data in loader:
+            if before is not None:
+                yield before
+            before = data
+        yield before
+
+    buffer = RareMemoryBuffer(6)
+    loader = wrapped(60, buffer, replay=0.4, mode="stretch", prefetched=True)
+    for _ in range(2):
+        steps, replays = [], 0
+        for data in prefetching(loader):
+            shown, batch = shown_by(data), loader.batch
+            own = ~batch.is_replay
+            assert torch.equal(shown[own], batch.ids[own] % 60)
+            assert bool((shown[batch.is_replay] % 5 == 0).all())
+            steps.append(batch.step)
+            replays += int(batch.is_replay.sum())
+            buffer.add(batch, judge(shown), crops=data[1])
+        assert steps == list(range(steps[0], steps[0] + len(steps)))
+        assert replays > 12
+    assert buffer.metrics()["late"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning says of logging, workers and pytree
+def test_lightning_trains_on_a_mixed_stream() -> None:
+    lightning = pytest.importorskip("lightning")
+    buffer = RareMemoryBuffer(6)
+
+    class Unsized(Stream):
+        pass
+
+    loader = CropMixer.wrap(
+        DataLoader(Unsized(48), batch_size=6),
+        buffer,
+        TRANSFORM,
+        sample=sample,
+        replay=0.3,
+        mode="stretch",
+        prefetched=True,
+    )
+    seen: list[tuple[list[int], list[int], list[bool]]] = []
+
+    class Model(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, data: Any, number: int) -> Tensor:
+            shown, batch = shown_by(data), loader.batch
+            seen.append((shown.tolist(), batch.ids.tolist(), batch.is_replay.tolist()))
+            buffer.add(batch, judge(shown), crops=data[1])
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(), loader)
+    assert len(seen) > 8
+    for shown, ids, is_replay in seen:
+        for image, id, replayed in zip(shown, ids, is_replay, strict=True):
+            assert image % 5 == 0 if replayed else image == id
+    assert sum(sum(is_replay) for _, _, is_replay in seen) > 8
 
 
 def test_a_loader_that_cannot_be_mixed_is_refused() -> None:
@@ -426,10 +510,15 @@ def resident() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_a_thousand_batches_from_workers_leave_nothing_behind() -> None:
     buffer = RareMemoryBuffer(32)
-    loader = wrapped(1_000 * 4, buffer, width=4, workers=1, replay=0.2)
+    loader = CropMixer.wrap(
+        DataLoader(Pixels(1_000 * 4), batch_size=4, num_workers=1),
+        buffer,
+        lambda pixels, generator: pixels,
+        replay=0.2,
+    )
     marks = []
     for data in loader:
-        buffer.add(loader.batch, Flags(torch.ones(4), torch.ones(4).bool()), crops=data[1])
+        buffer.add(loader.batch, Flags(torch.ones(4), torch.ones(4).bool()), crops=data)
         if loader.batch.step % 200 == 199:
             del data
             gc.collect()

@@ -19,6 +19,11 @@ __all__ = ["CropLoader"]
 
 _BatchT = TypeVar("_BatchT")
 _KIND = "CropLoader"
+_WHAT = {
+    "carried": "rows that gave way",
+    "buffer": "the buffer",
+    "base": "the loader inside",
+}
 
 
 class CropLoader(Generic[_BatchT]):
@@ -27,12 +32,20 @@ class CropLoader(Generic[_BatchT]):
     Attributes:
         base: The other loader.
         mixer: What mixes.
+        prefetched: Whether a prefetcher around it holds one batch back.
         batch: The rows of the batch delivered last. Reading it before the first batch raises
             ``LoaderError``.
         carried: How many rows that gave way are waiting to come in a batch of their own.
     """
 
-    def __init__(self, base: Iterable[_BatchT], mixer: CropMixer, *, stretch: bool = False) -> None:
+    def __init__(
+        self,
+        base: Iterable[_BatchT],
+        mixer: CropMixer,
+        *,
+        stretch: bool = False,
+        prefetched: bool = False,
+    ) -> None:
         if isinstance(base, (MixedLoader, CropLoader)):
             raise LoaderError(
                 f"CropMixer.wrap got a {type(base).__name__}, which is mixed already; wrap the plain "
@@ -44,6 +57,7 @@ class CropLoader(Generic[_BatchT]):
             )
         self.base = base
         self.mixer = mixer
+        self.prefetched = prefetched
         self._carried = CarriedRows() if stretch else None
         self._batch: Batch | None = None
         if mixer.replay > 0 and mixer.mode == "replace" and getattr(base, "batch_size", 0) == 1:
@@ -84,20 +98,27 @@ class CropLoader(Generic[_BatchT]):
                 "CropMixer.wrap cannot stretch a stream under torch.distributed, because every rank "
                 'would have another number of batches; use mode="extend" to lose no row.'
             )
+        held_back: Batch | None = None
+        for mixed, rows in self._mixed():
+            # A prefetcher takes the next batch, then gives the one before on.
+            self._batch, held_back = (held_back, rows) if self.prefetched else (rows, None)
+            yield mixed
+        if held_back is not None:
+            self._batch = held_back
+
+    def _mixed(self) -> Iterator[tuple[_BatchT, Batch]]:
         yield from self._made_of_carried()  # due when the state was saved
         for batch in self.base:
             ids = self.mixer.base_ids(batch)
             self._check_width(len(ids))
             if self._carried is not None and not self._carried.width:
                 self._carried.width = len(ids)
-            mixed, self._batch = self.mixer.mix(batch, ids, carried=self._carried)
-            yield mixed
+            yield self.mixer.mix(batch, ids, carried=self._carried)
             yield from self._made_of_carried()
 
-    def _made_of_carried(self) -> Iterator[Any]:
+    def _made_of_carried(self) -> Iterator[tuple[Any, Batch]]:
         while self._carried is not None and self._carried.is_due:
-            mixed, self._batch = self.mixer.mix(*self._carried.pop(), carried=self._carried)
-            yield mixed
+            yield self.mixer.mix(*self._carried.pop(), carried=self._carried)
 
     def _check_width(self, width: int) -> None:
         most = getattr(self.base, "batch_size", None)
@@ -109,38 +130,50 @@ class CropLoader(Generic[_BatchT]):
             )
 
     def state_dict(self) -> State:
-        """Where mixing stands; save the buffer's state with it.
+        """All there is to save: where mixing stands, the buffer, and rows that wait to come.
 
-        Holds the rows that are carried over, if there are any, and the state of the other loader, if
-        that has one; otherwise going on in the middle of a stream is up to you.
+        Also the state of the other loader, if that has one; otherwise going on in the middle of a
+        stream is up to you. A batch that a prefetcher holds back is not in it.
         """
-        has_state = hasattr(self.base, "state_dict") and hasattr(self.base, "load_state_dict")
         content: State = {
             "mixer": self.mixer.state_dict(),
             "carried": None if self._carried is None else self._carried.state_dict(),
-            "base": self.base.state_dict() if has_state else None,  # type: ignore[attr-defined]
         }
+        for name, part in self._others():
+            content[name] = part.state_dict() if _is_stateful(part) else None
         return sealed_state(_KIND, 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that had been delivered.
 
         Raises:
-            StateMismatchError: If replay, mode, seed or the number of ranks differ, or only one of the two loaders around which this was made has a state.
+            StateMismatchError: If replay, mode, seed, the number of ranks or the buffer's settings
+                differ, or only one of the two loaders around which this was made has a state.
         """
-        content = open_state(state, kind=_KIND, version=1, keys=("mixer", "carried", "base"))
-        load_base = getattr(self.base, "load_state_dict", None)
-        for what, saved, own in (
-            ("rows carried over", content["carried"], self._carried),
-            ("a state of the other loader", content["base"], load_base),
-        ):
-            if (saved is None) != (own is None):
+        keys = ("mixer", "carried", "buffer", "base")
+        content = open_state(state, kind=_KIND, version=1, keys=keys)
+        parts = [("carried", self._carried), *self._others()]
+        for name, part in parts:
+            if (content[name] is None) == _is_stateful(part):
                 raise StateMismatchError(
-                    f"CropLoader.load_state_dict got a state {'without' if saved is None else 'with'} "
-                    f"{what}, unlike this loader; wrap as you did when it was saved."
+                    f"CropLoader.load_state_dict got a state that has "
+                    f"{'nothing' if content[name] is None else 'something'} for {_WHAT[name]}, unlike "
+                    "this loader; wrap as you did when it was saved."
                 )
+        before = self.mixer.state_dict()
         self.mixer.load_state_dict(content["mixer"])
-        if self._carried is not None:
-            self._carried.load_state_dict(content["carried"])
-        if load_base is not None:
-            load_base(content["base"])
+        try:
+            # The buffer first: it refuses what does not fit before it changes anything.
+            for name, part in sorted(parts, key=lambda each: each[0] != "buffer"):
+                if _is_stateful(part):
+                    part.load_state_dict(content[name])
+        except StateMismatchError:
+            self.mixer.load_state_dict(before)
+            raise
+
+    def _others(self) -> list[tuple[str, Any]]:
+        return [("buffer", self.mixer.buffer), ("base", self.base)]
+
+
+def _is_stateful(part: object) -> bool:
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")

@@ -151,6 +151,7 @@ class CropMixer:
         rows: Callable[[Any], int] | None = None,
         order: Order = "view-major",
         seed: int = 0,
+        prefetched: bool = False,
     ) -> "CropLoader[_BatchT]":
         """Make a loader of mixed batches around any loader, also around one of a stream.
 
@@ -172,6 +173,9 @@ class CropMixer:
             rows: As of the class.
             order: As of the class.
             seed: As of the class.
+            prefetched: Whether something around the new loader takes each batch one step before
+                it gives it on, as timm's PrefetchLoader does, and Lightning with loaders that have no
+                length. ``loader.batch`` then names the rows of the batch given on.
 
         Raises:
             LoaderError: If ``loader`` is mixed already, or yields no batches.
@@ -192,7 +196,7 @@ class CropMixer:
             order=order,
             seed=seed,
         )
-        return CropLoader(loader, mixer, stretch=mode == "stretch")
+        return CropLoader(loader, mixer, stretch=mode == "stretch", prefetched=prefetched)
 
     def __call__(self, batch: _BatchT) -> tuple[_BatchT, Batch]:
         """Mix into the next batch; call it once for each, in order.
@@ -319,7 +323,10 @@ class CropMixer:
         return fresh_rows(batch, samples, width=width, order=self.order, caller="CropMixer")
 
     def state_dict(self) -> State:
-        """How many batches came and which numbers were given; save the buffer's state with it."""
+        """How many batches came and which numbers were given; save the buffer's state with it.
+
+        Of a loader from ``wrap``, save the loader's.
+        """
         content: State = {**self._settings(), "step": self._step, "numbered": self._numbered}
         return sealed_state(_KIND, 1, content)
 
