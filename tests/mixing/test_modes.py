@@ -331,7 +331,7 @@ def test_a_changed_default_device_changes_nothing(mode: Mode) -> None:
         torch.set_default_device("meta")
         run = Run(mode)
         mix = run.loader.mixer
-        drawn = []
+        drawn: list[tuple[list[int], list[int]]] = []
         while len(drawn) < 12:
             for _ in mix.batches():
                 batch = mix.deliver()

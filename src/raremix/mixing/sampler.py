@@ -128,6 +128,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._position = 0  # batches delivered in this epoch
         self._offset = 0  # rows of this epoch that went to another number of ranks before
         self._in_flight: deque[Batch] = deque()
+        self._drawn: deque[tuple[int, int]] = deque()  # replays and fillers of those
         self._exhausted = False
         self._resumed = False  # loaded, and nothing delivered since
         self._chosen = False  # set_epoch was called for the next iteration
@@ -287,8 +288,9 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._delivered += 1
         self._position += 1
         self._resumed = False
-        self._counts["replayed"] += int(batch.is_replay.sum())
-        self._counts["fillers"] += int((batch.entry == FILLER).sum())
+        replayed, fillers = self._drawn.popleft()
+        self._counts["replayed"] += replayed
+        self._counts["fillers"] += fillers
         self.buffer.advance(batch.step)
         return batch
 
@@ -320,6 +322,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         # again, under the same numbers.
         self._counts["rolled_back"] += len(self._in_flight)
         self._in_flight.clear()
+        self._drawn.clear()
         self.buffer.rewind(self._delivered)
         if self._position and not self._resumed:
             self._begin_epoch(self.epoch + (0 if self._chosen else 1))
@@ -343,6 +346,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             )
         wanted = self._plan.replays(len(fresh))
         if not wanted:
+            self._drawn.append((0, 0))
             return _batch(draw, np.array(fresh, np.int64))
         seed = derive_seed(self.seed, self.rank, draw)
         taken = set(fresh)
@@ -371,6 +375,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         if fillers:
             ids[others] = fillers
             batch.entry.numpy()[others] = FILLER
+        self._drawn.append((count, len(fillers)))
         return batch
 
     def metrics(self) -> dict[str, float]:
@@ -445,6 +450,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._counts.update(replayed=content["replayed"], fillers=content["fillers"])
         self._counts.update(issued=self._delivered, rolled_back=0)
         self._in_flight.clear()
+        self._drawn.clear()
         self._iteration += 1  # an iteration under way ends here
         self._resumed = True
         self._chosen = False
