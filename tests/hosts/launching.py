@@ -48,6 +48,7 @@ def run_ranks(
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     return [torch.load(outcome, weights_only=True) for outcome in outcomes]
 
 

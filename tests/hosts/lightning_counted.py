@@ -15,7 +15,7 @@ MakeLoader = Callable[[RareMemoryBuffer], MixedLoader[Tensor]]
 
 
 class Counted(LightningModule):
-    """One weight, trained on numbers."""
+    """One weight, trained on numbers. Of loader and buffer it saves nothing: Lightning does."""
 
     def __init__(self, make_loader: MakeLoader = mixed) -> None:
         super().__init__()
@@ -37,12 +37,6 @@ class Counted(LightningModule):
         self.fed.note(self.current_epoch, data, batch)
         self.buffer.add(batch, Flags.of(data))
         return self(data).mean()  # type: ignore[no-any-return]  # so types nn.Module its call
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["buffer"] = self.buffer.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.buffer.load_state_dict(checkpoint["buffer"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self.optimizer_steps += 1

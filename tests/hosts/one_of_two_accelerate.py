@@ -28,8 +28,8 @@ class Run:
         model = torch.nn.Linear(1, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # save_state then saves them, on the first rank alone, and load_state loads them on all.
-        self.accelerator.register_for_checkpointing(self.buffer, self.loader)
+        # save_state then saves it, with its buffer, on the first rank; load_state loads it on all.
+        self.accelerator.register_for_checkpointing(self.loader)
         self.fed = Fed()
         self.start = 0
 
