@@ -577,8 +577,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "center": self.loss.center,
-            "loader": self.loader.state_dict(),
-            "buffer": self.buffer.state_dict(),
+            "loader": self.loader.state_dict(),  # and the buffer's with it
             "detector": self.detector.state_dict(),
         }
         part = self.checkpoint.with_suffix(".part")
@@ -601,7 +600,6 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.loss.center.copy_(state["center"])
         self.loader.load_state_dict(state["loader"])
-        self.buffer.load_state_dict(state["buffer"])
         self.detector.load_state_dict(state["detector"])
 
 
