@@ -195,13 +195,17 @@ class BufferAgainstModel(RuleBasedStateMachine):
         file.seek(0)
         self.buffer = RareMemoryBuffer(self.capacity, max_bytes=self.budget)
         self.buffer.load_state_dict(torch.load(file, weights_only=True))
-        self.viewed = min(self.viewed, self.step)  # what was drawn ahead will be drawn again
+        self.forget_draws_ahead()
+
+    def forget_draws_ahead(self) -> None:
+        # They will be drawn again, so that nothing relies any more on what they read.
+        self.viewed = min(self.viewed, max(self.step - HISTORY, -2))
 
     @rule()
     def copy_deeply(self) -> None:
         twin = copy.deepcopy(self.buffer)
         original, self.buffer = self.buffer, twin
-        self.viewed = min(self.viewed, self.step)
+        self.forget_draws_ahead()
         original.admit(BufferEntries(torch.tensor([99]), torch.ones(1), None))
         assert 99 not in twin
 
