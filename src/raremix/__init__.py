@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raremix.embedding.checkpoints import load_backbone as load_backbone
     from raremix.embedding.extraction import extract_embeddings as extract_embeddings
     from raremix.embedding.preprocessing import eval_transform as eval_transform
+    from raremix.embedding.tap import EmbeddingTap as EmbeddingTap
     from raremix.errors import RaremixError as RaremixError
     from raremix.errors import RaremixWarning as RaremixWarning
     from raremix.evaluation import class_groups as class_groups
@@ -68,6 +69,7 @@ _HOMES = {
     "CropLoader": "raremix.mixing.crop_loader",
     "CropMixer": "raremix.mixing.crops",
     "Detection": "raremix.detection.detector",
+    "EmbeddingTap": "raremix.embedding.tap",
     "FixedThreshold": "raremix.detection.thresholds",
     "FlagRate": "raremix.detection.thresholds",
     "ImageArrays": "raremix.data.images",

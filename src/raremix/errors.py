@@ -22,6 +22,7 @@ __all__ = [
     "RaremixError",
     "RaremixWarning",
     "StateMismatchError",
+    "TapError",
 ]
 
 
@@ -83,6 +84,10 @@ class BufferProcessError(RaremixError, RuntimeError):
 
 class LoaderError(RaremixError, TypeError):
     """A loader, sampler or dataset cannot be mixed the way it is set up."""
+
+
+class TapError(RaremixError, RuntimeError):
+    """A tap heard nothing, or something else than one training step."""
 
 
 class MissingExtraError(RaremixError, ImportError):
