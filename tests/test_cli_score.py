@@ -86,6 +86,45 @@ def test_a_gate_before_a_scorer_without_rows_is_refused(
     assert "--gate needs a scorer that keeps rows, and mean keeps none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--scorer", "knn", "--k", "2"]])
+@pytest.mark.parametrize("where", ["rows", "reference"])
+def test_a_gate_before_too_few_rows_is_named_and_not_a_k_of_its_own(
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    where: str,
+) -> None:
+    few = tmp_path / "few.npy"
+    rows = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    given = ["--reference", str(few)] if where == "reference" else []
+    scored = few if where == "rows" else tmp_path / "five.npy"
+    np.save(tmp_path / "five.npy", rows)
+    np.save(few, rows[:4])
+    command = ["score", str(scored), *given, "--gate", *options, "--out", str(tmp_path / "out")]
+    assert main(command) != 0
+    error = capsys.readouterr().err
+    assert "--gate compares at least 5 rows" in error
+    assert "few.npy has 4 rows without NaN; leave --gate out, or pass more rows." in error
+    assert "k + 1" not in error
+    np.save(few, rows)
+    assert main(command) == 0
+
+
+def test_a_gate_before_too_few_ids_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(6, 8)))
+    np.save(tmp_path / "ids.npy", np.array([0, 0, 0, 0, 1, 2]))
+    paths = [str(tmp_path / "rows.npy"), "--ids", str(tmp_path / "ids.npy")]
+    command = ["score", *paths, "--out", str(tmp_path), "--gate", "--scorer", "knn", "--k", "1"]
+    assert main(command) != 0
+    assert (
+        "--gate looks at 3 neighbours of every row, and a row of "
+        f"{tmp_path / 'rows.npy'} has only 2 other rows with another id" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

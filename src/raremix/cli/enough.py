@@ -14,6 +14,8 @@ from raremix.errors import NotEnoughReferenceError
 
 __all__ = ["check_reference", "check_rows"]
 
+_GATE_NEIGHBORS = 3  # NoiseGate's own default, which no option of the command line changes.
+
 
 def check_rows(
     finite: Array, siblings_of: Array, file: Path, arguments: argparse.Namespace
@@ -42,6 +44,11 @@ def check_rows(
             f"--k {arguments.k} asks for the distance to neighbour {count_of(arguments.k, n):,}, and "
             f"a row of {file} has only {others:,} {of_others}; pass a smaller --k."
         )
+    if arguments.gate and others < _GATE_NEIGHBORS:
+        raise NotEnoughReferenceError(
+            f"--gate looks at {_GATE_NEIGHBORS} neighbours of every row, and a row of {file} has only "
+            f"{others:,} other rows with another id; leave --gate out, or pass more rows."
+        )
 
 
 def check_reference(usable: int, arguments: argparse.Namespace) -> None:
@@ -56,7 +63,12 @@ def check_reference(usable: int, arguments: argparse.Namespace) -> None:
 
 
 def _check_scorer(rows: int, file: str, arguments: argparse.Namespace) -> None:
-    """Whether so many rows suit the scorer, whatever their ids."""
+    """Whether so many rows suit the scorer and the gate, whatever their ids."""
+    if arguments.gate and rows <= _GATE_NEIGHBORS + 1:
+        raise NotEnoughReferenceError(
+            f"--gate compares at least {_GATE_NEIGHBORS + 2} rows, and {file} has "
+            f"{counted(rows, 'row')} without NaN; leave --gate out, or pass more rows."
+        )
     if arguments.scorer == "fused" and rows < FusedDistance.least_rows:
         raise NotEnoughReferenceError(
             f"{file} has {counted(rows, 'row')} without NaN, and --scorer fused compares at least "
