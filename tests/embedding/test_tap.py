@@ -121,6 +121,10 @@ def test_feature_maps_are_averaged_over_their_cells() -> None:
     [
         (lambda x: {"x_norm_clstoken": x, "x_prenorm": x}, r"dict of 'x_norm_clstoken', 'x_pre"),
         (lambda x: {"x_norm_clstoken": x}, r"select=lambda output: output\['x_norm_clstoken'\]"),
+        (
+            lambda x: {"last_hidden_state": x[:, None], "pooler_output": x},
+            r"output\['last_hidden_state'\]\[:, 0\], the class token",
+        ),
         (lambda x: {"mine": x}, r"select=lambda output: output\['mine'\]"),
         (lambda x: (x, x), "a tuple of 2; .*select="),
         (lambda x: [x], "a list of 1; .*select="),
@@ -171,6 +175,15 @@ def test_rows_are_plain_float32_in_memory_of_their_own(view: Any, calls: int) ->
     assert not found.requires_grad
     assert found.is_contiguous()
     assert found.untyped_storage().nbytes() == ROWS * 5 * 4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rows_of_feature_maps_are_contiguous_in_every_layout(layout: torch.memory_format) -> None:
+    module = nn.Identity()
+    for side in (1, 3):
+        with EmbeddingTap(module) as tap:
+            module(torch.randn(ROWS, 5, side, side).to(memory_format=layout))
+            assert tap.take(ROWS).is_contiguous()
 
 
 def test_the_rows_are_those_from_before_a_change_in_place() -> None:

@@ -313,9 +313,11 @@ def _described(found: Any) -> str:
 
 def _suggested(output: Any) -> str:
     if isinstance(output, Mapping):
-        known = ("x_norm_clstoken", "image_embeds", "pooler_output")
-        key = next((name for name in (*known, *output) if name in output), "x_norm_clstoken")
-        return f"select=lambda output: output[{key!r}]"
+        known = ("x_norm_clstoken", "image_embeds", "last_hidden_state")
+        key = next((name for name in (*known, *output) if name in output), known[0])
+        # Before pooler_output, which is an untrained layer in several public ViTs.
+        token = "[:, 0], the class token" if key == "last_hidden_state" else ""
+        return f"select=lambda output: output[{key!r}]{token}"
     if isinstance(output, Tensor) and output.ndim == 3:
         return "select=lambda tokens: tokens[:, 0], the class token"
     return "select=lambda output: output[0]"
