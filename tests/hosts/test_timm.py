@@ -35,8 +35,10 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 
 def made_by_timm(**options: Any) -> Any:
-    from timm.data import create_loader
+    import timm.data.loader
 
+    # It asks for a dataset of its own, and yet takes any whose transform it can set.
+    create_loader: Any = timm.data.loader.create_loader
     settings: dict[str, Any] = {
         "input_size": (3, 8, 8),
         "batch_size": WIDTH,
