@@ -1,5 +1,7 @@
 """Lightning's Trainer, in one process and in two: what it does to samplers loses nothing here."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,9 @@ from counting import (
 )
 from launching import run_ranks
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
+from raremix import BufferedMixSampler, MixedLoader, RareMemoryBuffer
 from raremix.errors import LoaderError
 
 pytest.importorskip("lightning", reason="needs the extra frameworks")
@@ -95,7 +99,6 @@ def test_a_loader_made_anew_each_epoch_keeps_the_buffer(fit: Any) -> None:
 
 def test_validation_and_its_sanity_check_do_not_touch_the_stream(fit: Any, tmp_path: Path) -> None:
     from lightning_counted import Counted, trainer
-    from torch.utils.data import DataLoader
 
     class Validated(Counted):
         validated = 0
@@ -146,6 +149,35 @@ def test_a_run_resumed_at_any_checkpoint_goes_on_as_if_never_stopped(tmp_path: P
         assert module.fed.is_replay == whole.fed.is_replay[step:]
         assert module.fed.epochs == whole.fed.epochs[step:]
         assert module.buffer.keys.tolist() == whole.buffer.keys.tolist()
+
+
+class Endless(Sampler[int]):
+    """Without length, for which Lightning takes each batch one step before it gives it on."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (11 * number % TOTAL for number in itertools.count())
+
+
+def endless(buffer: RareMemoryBuffer) -> MixedLoader[Tensor]:
+    base = DataLoader(Numbers(), batch_size=WIDTH, sampler=Endless())
+    return BufferedMixSampler.wrap(base, buffer, replay=0.5, lag=LAG, prefetched=True)
+
+
+def test_without_length_the_loader_knows_the_batch_in_hand_and_resumes(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning_counted import Counted, fitted, trainer
+
+    limits: dict[str, Any] = {"max_epochs": -1, "max_steps": 20}
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fitted(tmp_path, endless, callbacks=[keep], enable_checkpointing=True, **limits)
+    assert whole.fed.steps == list(range(20))
+    assert whole.fed.replays() > 20
+    for step in (1, 7, 16):
+        module = Counted(endless)
+        trainer(tmp_path, **limits).fit(module, ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert module.fed.steps == whole.fed.steps[step:]
+        assert module.fed.ids == whole.fed.ids[step:]
+        assert module.fed.is_replay == whole.fed.is_replay[step:]
 
 
 def test_predicting_with_the_mixed_loader_is_refused_by_name(fit: Any, tmp_path: Path) -> None:
