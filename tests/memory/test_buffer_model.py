@@ -61,6 +61,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.uses: dict[int, int] = {}
         self.after: dict[int, list[int]] = {-1: []}  # what was held after each step
         self.viewed = -2
+        self.changed = -1  # the step that the last admission belongs to
         self.admissions = self.evictions = 0
 
     def model_admit(self, key: int, score: float, crop: Tensor | None) -> None:
@@ -70,6 +71,14 @@ class BufferAgainstModel(RuleBasedStateMachine):
         while len(self.held) > self.capacity or self.over_budget():
             self.held.pop(0)
             self.evictions += 1
+
+    def note(self, step: int, admissions_before: int) -> None:
+        """What happened belongs to ``step``, or to a later one that something belonged to before."""
+        step = max(step, self.changed)
+        if self.admissions > admissions_before:
+            self.changed = step
+        if step <= self.step:
+            self.after[self.step] = list(self.held)
 
     def over_budget(self) -> bool:
         return self.budget is not None and self.bytes_held() > self.budget
@@ -88,14 +97,17 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self, rows: list[tuple[int, float, bool, bool]], with_crops: bool
     ) -> None:
         self.step += 1
-        self.feed(rows, with_crops)
         self.after[self.step] = list(self.held)
+        before = self.admissions
+        self.feed(rows, with_crops)
+        self.note(self.step, before)
 
     @precondition(lambda self: self.step > max(self.heard, self.viewed))
     @rule(rows=rows)
     def feedback_for_the_last_batch(self, rows: list[tuple[int, float, bool, bool]]) -> None:
+        before = self.admissions
         self.feed(rows, with_crops=False)
-        self.after[self.step] = list(self.held)
+        self.note(self.step, before)
 
     def feed(self, rows: list[tuple[int, float, bool, bool]], with_crops: bool) -> None:
         ids = [row[0] for row in rows]
@@ -161,8 +173,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
                 self.model_admit(key, 1.0, None)
         assert admitted == self.admissions - before
         # It counts from the first step that no view has relied on.
-        if self.step > self.viewed:
-            self.after[self.step] = list(self.held)
+        self.note(max(self.step, self.viewed + 1), before)
 
     @rule(back=st.integers(0, HISTORY - 1), seed=st.integers(0, 3))
     def draw_from_an_earlier_step(self, back: int, seed: int) -> None:
