@@ -334,6 +334,25 @@ def test_a_detection_of_another_shape_is_refused_and_changes_nothing(detection: 
     assert snapshot(buffer) == before
 
 
+def test_entries_of_another_number_than_the_ids_are_refused() -> None:
+    @dataclass(frozen=True)
+    class WithEntries(Rows):
+        entry: Tensor
+
+    batch = WithEntries(0, torch.tensor([1, 2]), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
+    with pytest.raises(EmbeddingShapeError, match=r"entries of shape \(3,\) for 2 ids"):
+        RareMemoryBuffer(4).add(batch, flags(2))
+
+
+def test_a_draw_leaves_out_what_is_taken() -> None:
+    buffer = RareMemoryBuffer(4)
+    buffer.add([1, 2, 3], flags(3))
+    drawn = buffer.draw(3, taken={2})
+    assert sorted(drawn.keys.tolist()) == [1, 3]
+    assert drawn.probability is not None
+    assert drawn.probability.tolist() == [1.0, 1.0]
+
+
 def test_admit_wants_one_score_per_id() -> None:
     with pytest.raises(EmbeddingShapeError, match=r"got 2 ids for scores of shape \(3,\)"):
         RareMemoryBuffer(2).admit(BufferEntries(torch.tensor([1, 2]), torch.ones(3), None))

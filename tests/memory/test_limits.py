@@ -488,3 +488,46 @@ def test_admitted_by_hand_is_within_the_limits_too() -> None:
     assert buffer.admit(known) == 2
     metrics = buffer.metrics()
     assert (metrics["refused_duplicate"], metrics["refused_rate"]) == (1, 1)
+
+
+# ---------------------------------------------------------------------- never stuck
+
+
+class Deaf(Loop):
+    """Every fourth batch gets no feedback."""
+
+    def step(self, fresh: int) -> None:
+        if len(self.delivered) % 4 != 3:
+            super().step(fresh)
+            return
+        number = len(self.delivered)
+        while len(self.issued) <= self.ahead:
+            self._draw(number + len(self.issued))
+        self.delivered.append(self.issued.popleft())
+        self.buffer.advance(number)
+
+
+def test_missing_feedback_does_not_stop_replays_for_ever() -> None:
+    rate = SamplesPerInsert(4.0, error=32)
+    loop = Deaf(RareMemoryBuffer(32, samples_per_insert=rate), lag=3, ahead=2, replays=4)
+    for _ in range(600):
+        loop.step(1)
+    assert all(len(batch.keys) == 4 for batch in loop.delivered[-50:])
+    metrics = loop.buffer.metrics()
+    off = rate.ratio * metrics["admissions"] - metrics["replays"]
+    assert abs(off) <= rate.error
+
+
+def test_a_buffer_emptied_by_age_admits_again_whatever_was_replayed() -> None:
+    buffer = RareMemoryBuffer(
+        32, samples_per_insert=SamplesPerInsert(8.0, error=32), max_age_steps=5
+    )
+    loop = Loop(buffer, lag=3, ahead=2, replays=1)
+    for _ in range(300):
+        loop.step(1)
+    assert any(batch.keys for batch in loop.delivered[-20:])
+
+
+def test_fewer_uses_than_the_ratio_asks_for_are_refused() -> None:
+    with pytest.raises(OptionError, match="max_uses=1, which can never bring 8 replays"):
+        RareMemoryBuffer(4, max_uses=1, samples_per_insert=SamplesPerInsert(8.0, error=32))

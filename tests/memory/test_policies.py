@@ -559,8 +559,20 @@ class NobodyLeaves(Policy):
 def test_a_policy_that_lets_nobody_go_is_refused_by_name() -> None:
     buffer = RareMemoryBuffer(2, policy=NobodyLeaves())
     offer(buffer, [1, 2])
-    with pytest.raises(OptionError, match=r"NobodyLeaves\(\) lets nobody go though 3 entries"):
+    with pytest.raises(OptionError, match=r"NobodyLeaves\(\) named None to leave of 3 entries"):
         offer(buffer, [3])
+
+
+class NamesTheLast(Policy):
+    def evict(self, held: Held, seed: int) -> int | None:
+        return -1 if len(held) > held.limit else None
+
+
+def test_a_policy_that_names_no_place_is_refused() -> None:
+    buffer = RareMemoryBuffer(1, policy=NamesTheLast())
+    offer(buffer, [1])
+    with pytest.raises(OptionError, match=r"named -1 to leave of 2 entries.*the place of one"):
+        offer(buffer, [2])
 
 
 def test_a_name_instead_of_a_policy_is_refused() -> None:

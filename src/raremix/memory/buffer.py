@@ -5,6 +5,7 @@ not know why a sample is rare, and it reads no images.
 """
 
 import copy
+import math
 import os
 import threading
 import warnings
@@ -110,6 +111,11 @@ class RareMemoryBuffer:
                 f"{samples_per_insert!r}."
             )
         self.limits = UseLimits(max_uses, cooldown_steps, max_age_steps)
+        if samples_per_insert is not None and (max_uses or math.inf) < samples_per_insert.ratio:
+            raise OptionError(
+                f"{caller} got max_uses={max_uses}, which can never bring "
+                f"{samples_per_insert.ratio:g} replays an admission; raise max_uses or lower the ratio."
+            )
         self.samples_per_insert = samples_per_insert
         self.min_distance = check_number(caller, "min_distance", min_distance, least=0.0, most=2.0)
         check_choice(caller, "layout", layout, get_args(Layout))
@@ -227,6 +233,11 @@ class RareMemoryBuffer:
                 "the detection of exactly this batch."
             )
         entry = getattr(rows, "entry", None)
+        if entry is not None and entry.shape != ids.shape:
+            raise EmbeddingShapeError(
+                f"{caller} got entries of shape {tuple(entry.shape)} for {len(ids)} ids; pass the "
+                "batch as the loader gave it."
+            )
         crops, units = self._checked(crops, features, len(ids), caller=caller)
         with self._lock:
             step = self._open_step(rows)
@@ -347,7 +358,7 @@ class RareMemoryBuffer:
         timeline = self._replays.timeline
         # Entries come and leave in order of steps, as draws that look back rely on.
         step = max(step, timeline.last_change)
-        self._held.record = lambda change: timeline.record(step, change)
+        self._held.record = (lambda change: timeline.record(step, change)) if timeline.lag else None
         return self._store.take_in(offers, step)
 
     # ------------------------------------------------------------------ drawing
@@ -409,11 +420,18 @@ class RareMemoryBuffer:
                 number, count, now=self._step, taken=taken, below=below, seed=seed
             )
 
-    def draw(self, count: int, *, generator: torch.Generator | None = None) -> BufferEntries:
+    def draw(
+        self,
+        count: int,
+        *,
+        generator: torch.Generator | None = None,
+        taken: Collection[int] = frozenset(),
+    ) -> BufferEntries:
         """Draw from what is held now, each entry at most once, within the limits of the buffer.
 
         Args:
             count: How many; fewer come if fewer may be drawn.
+            taken: Ids that are not drawn, such as those in the batch already.
             generator: A CPU generator; torch's default one if not given.
 
         Returns:
@@ -423,7 +441,9 @@ class RareMemoryBuffer:
         number = torch.randint(2**62, (1,), generator=generator, device="cpu")
         with self._lock:
             held = self._held.rows
-            drawn = self._replays.at_once(held, count, step=self._step, seed=int(number))
+            drawn = self._replays.at_once(
+                held, count, step=self._step, taken=taken, seed=int(number)
+            )
             places = [held.place[key] for key in drawn.keys]
             return self._store.entries(places, self._step, drawn.probabilities)
 

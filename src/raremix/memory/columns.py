@@ -24,6 +24,7 @@ class Columns:
     Attributes:
         place: Where the row of each key is.
         came: How many rows were ever appended.
+        replayed: How many replays had come back with feedback.
         key_range: No key was ever less or more.
     """
 
@@ -32,7 +33,7 @@ class Columns:
             name: np.empty(_FIRST_ROOM, dtype) for name, dtype in dtypes.items()
         }
         self.place: dict[int, int] = {}
-        self.came = 0
+        self.came = self.replayed = 0
         self.key_range = (0, 0)
 
     def __len__(self) -> int:
@@ -43,18 +44,42 @@ class Columns:
         return self._arrays[name][: len(self.place)]
 
     def append(self, values: Mapping[str, Any]) -> int:
-        """Add a row and return its place."""
+        """Add a row and return its place; columns without a value get 0."""
         place, key = len(self.place), int(values["key"])
-        for name, array in self._arrays.items():
-            if place == len(array):
-                array = self._arrays[name] = np.concatenate([array, np.empty_like(array)])
-            array[place] = values[name]
+        arrays = self._arrays
+        if place == len(arrays["key"]):
+            for name, array in arrays.items():
+                arrays[name] = np.concatenate([array, np.empty_like(array)])
+        for name, array in arrays.items():
+            array[place] = values.get(name, 0)
         self.place[key] = place
         self.came += 1
         least, most = self.key_range
         if not least <= key <= most:
             self.key_range = (min(least, key), max(most, key))
         return place
+
+    def exchange(self, places: Array, values: Mapping[str, Array]) -> Array:
+        """Let new rows take these places and, as many as are left, those after the last one.
+
+        As ``append`` of each, and ``remove`` of the places in this order once there is no more
+        room. Returns where the new rows are.
+        """
+        held, more = len(self.place), len(values["key"]) - len(places)
+        arrays = self._arrays
+        for key in arrays["key"][places].tolist():
+            del self.place[key]
+        at = np.concatenate([np.arange(held, held + more), places])
+        for name, array in arrays.items():
+            if held + more > len(array):
+                room = np.empty(max(len(array), more), array.dtype)
+                array = arrays[name] = np.concatenate([array, room])
+            array[at] = values.get(name, 0)
+        keys = values["key"].tolist()
+        self.place.update(zip(keys, at.tolist(), strict=True))
+        self.came += len(keys)
+        self.key_range = (min(self.key_range[0], *keys), max(self.key_range[1], *keys))
+        return at
 
     def remove(self, place: int) -> int:
         """Take a row out; the last one moves there. Returns where the last one was."""
@@ -80,16 +105,16 @@ class Columns:
         twin = Columns({})
         twin._arrays = {name: array.copy() for name, array in self._arrays.items()}
         twin.place, twin.came = self.place.copy(), self.came
-        twin.key_range = self.key_range
+        twin.key_range, twin.replayed = self.key_range, self.replayed
         return twin
 
     def taken(self) -> dict[str, Array]:
         """Copies of all columns."""
         return {name: self[name].copy() for name in self._arrays}
 
-    def fill(self, columns: Mapping[str, Array], came: int) -> None:
-        """Hold these rows instead, in these places, as if ``came`` had ever been appended."""
-        self.came = came
+    def fill(self, columns: Mapping[str, Array], came: int, replayed: int) -> None:
+        """Hold these rows instead, in these places, as if these counts were reached."""
+        self.came, self.replayed = came, replayed
         for name, array in self._arrays.items():
             given = np.asarray(columns[name]).astype(array.dtype)
             spare = np.empty(_FIRST_ROOM, array.dtype)

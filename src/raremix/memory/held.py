@@ -41,7 +41,7 @@ class Held:
         self.shared: dict[str, Array] = {}
         self.capacity = self.limit = capacity
         self.offers = 0
-        self.record: Callable[[Change], None] = lambda change: None
+        self.record: Callable[[Change], None] | None = None  # nobody listens
         self.drawn_by = tuple(drawn_by)
         self._features: Array | None = None
 
@@ -67,19 +67,43 @@ class Held:
 
     def announce(self, place: int) -> None:
         """Let draws know of a new entry, once the policy has filled its columns."""
-        self.record(("in", self.rows.row(place, self.drawn_by), None, None))
+        if self.record is not None:
+            self.record(("in", self.rows.row(place, self.drawn_by), None, None))
 
     def remove(self, place: int) -> None:
         """Take an entry out; the last one moves into its place."""
-        self.record(("out", int(self.rows["key"][place]), None, None))
+        if self.record is not None:
+            self.record(("out", int(self.rows["key"][place]), None, None))
         last = self.rows.remove(place)
         if self._features is not None and place != last:
             self._features[place] = self._features[last]
 
+    def exchange(self, places: Array, values: Mapping[str, Array], features: Array | None) -> None:
+        """Let new entries take these places, and more after the last one; see ``Columns``.
+
+        For policies that have no columns of their own.
+        """
+        gone = self.rows["key"][places].tolist()
+        at = self.rows.exchange(places, values)
+        if features is not None:
+            if self._features is None:
+                self._features = np.empty((16, features.shape[1]), np.float32)
+            missing = len(self.rows) - len(self._features)
+            if missing > 0:
+                room = np.empty((max(missing, len(self._features)), features.shape[1]), np.float32)
+                self._features = np.concatenate([self._features, room])
+            self._features[at] = features
+        if self.record is not None:
+            first = len(at) - len(gone)  # who came when all places were taken made one leave
+            for row, place in enumerate(at.tolist()):
+                self.announce(place)
+                if row >= first:
+                    self.record(("out", gone[row - first], None, None))
+
     def set(self, name: str, places: Sequence[int] | Array, values: Sequence[Any] | Array) -> None:
         """Change a column of some entries, also for the draws to come."""
         self.rows[name][places] = values
-        if name in self.drawn_by:
+        if self.record is not None and name in self.drawn_by:
             keys = self.rows["key"][places].tolist()
             self.record(("set", name, keys, np.asarray(values).tolist()))
 

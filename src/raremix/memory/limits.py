@@ -42,7 +42,8 @@ class SamplesPerInsert:
     the capacity: with 8 replays and 8 admissions a batch each sample is seen once more, with one
     admission in a hundred batches 800 times. With D = ratio * admissions - replays, a sample is
     admitted only while D would stay at most ``error``, and replays are drawn only while D stays at
-    least -``error``. So too many flags are thinned out, and too few are not worn out.
+    least -``error``. So too many flags are thinned out, and too few are not worn out. An empty buffer
+    admits a sample whatever D is: what left unused will not be replayed any more.
 
     Args:
         ratio: Replays per admission, above 0. Published memories use 1 to 13.
@@ -76,6 +77,6 @@ class SamplesPerInsert:
         """Whether one more sample may come in."""
         return self.ratio * (admissions + 1) - replays <= self.error
 
-    def draws_left(self, *, admissions: float, replays: int) -> int:
+    def draws_left(self, *, admissions: float, replays: float) -> int:
         """How many replays may be drawn."""
         return max(math.floor(self.ratio * admissions - replays + self.error), 0)

@@ -3,7 +3,7 @@
 It decides nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -50,8 +50,10 @@ class Offers:
 
     def of(self, rows: Array) -> "Offers":
         """Only these rows, by number, in ascending order; their crops on the CPU."""
-        wanted = self.is_wanted[rows]
         crops = self.crops
+        if len(rows) == len(self.keys):
+            return self if crops is None else replace(self, crops=crops.cpu())
+        wanted = self.is_wanted[rows]
         if crops is not None:
             if len(crops) > np.count_nonzero(wanted):
                 at = torch.from_numpy((np.cumsum(self.is_wanted) - 1)[rows[wanted]])

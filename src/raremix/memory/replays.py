@@ -87,9 +87,11 @@ class Replays:
             self.ledger.note(number, drawn.entries)
         return drawn
 
-    def at_once(self, rows: Columns, count: int, *, step: int, seed: int) -> Drawn:
+    def at_once(
+        self, rows: Columns, count: int, *, step: int, taken: Collection[int], seed: int
+    ) -> Drawn:
         """Draw from what is held in ``step``, for use in this very step."""
-        drawn = self._draw(rows, step + 1, count, step, (), None, seed)
+        drawn = self._draw(rows, step + 1, count, step, taken, None, seed)
         if self._counts:
             self.ledger.note_delivered(step + 1, drawn.entries)
         return drawn
@@ -105,8 +107,12 @@ class Replays:
         seed: int,
     ) -> Drawn:
         if self._rate is not None:
+            # Counted as feedback counts them, and those whose feedback could not be there yet: a
+            # batch that never gets feedback is missing in what may be admitted and drawn alike.
+            share = self._share()
             left = self._rate.draws_left(
-                admissions=rows.came * self._share(), replays=self.ledger.total
+                admissions=rows.came * share,
+                replays=rows.replayed * share + self.ledger.since(step),
             )
             count = min(count, left)
         if not count or not len(rows):
@@ -168,6 +174,7 @@ class Replays:
             timeline.forget(step + 1 - timeline.lag)
         if self._counts:
             self.ledger.deliver(step)
+            self.ledger.forget(timeline.first if timeline.lag else step)
             if len(self.ledger) > 2 * len(held) + 1024:
                 base = timeline.at(step + 1 - timeline.lag) if timeline.lag else held
                 known = {*held["entry"].tolist(), *base["entry"].tolist()}

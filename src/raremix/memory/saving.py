@@ -30,7 +30,7 @@ def saved_content(
     rows = held.rows.taken()
     slots = rows.pop("slot")
     with_pixels = np.flatnonzero(slots >= 0)
-    crops = pixels.take(torch.from_numpy(slots[with_pixels])) if len(with_pixels) else None
+    crops = pixels.take(slots[with_pixels]) if len(with_pixels) else None
     features = held.features
     return sealed_state(
         "RareMemoryBuffer",
@@ -70,11 +70,13 @@ def load_content(
         )
     slots = np.full(max(lengths, default=0), -1)
     crops: Tensor | None = content["crops"]
-    for place, crop in zip(
-        content["with_crops"].tolist(), crops if crops is not None else (), strict=True
-    ):
-        slots[place] = pixels.put(crop)
-    held.rows.fill({**rows, "slot": slots}, content["counts"]["admissions"])
+    if crops is not None:
+        shape, at = tuple(crops.shape[1:]), content["with_crops"].numpy()
+        slots[at] = [pixels.claim(shape) for _ in range(len(crops))]
+        pixels.write({int(slot): row for row, slot in enumerate(slots[at])}, crops)
+    held.rows.fill(
+        {**rows, "slot": slots}, content["counts"]["admissions"], content["counts"]["replays"]
+    )
     features = content["features"]
     held.fill_features(None if features is None else features.cpu().numpy())
     held.shared = {name: value.cpu().numpy().copy() for name, value in content["shared"].items()}

@@ -13,7 +13,7 @@ from raremix.memory.columns import Columns
 __all__ = ["BEFORE", "Change", "Timeline"]
 
 Change = tuple[str, Any, Any, Any]
-"""("in", row, -, -), ("out", key, -, -) or ("set", column, keys, values)."""
+"""("in", row, -, -), ("out", key, -, -), ("set", column, keys, values) or ("replayed", count, -, -)."""
 
 BEFORE = -1
 """The step before the first, to which belongs what is held when a loader begins."""
@@ -40,7 +40,7 @@ class Timeline:
         """Start before step 0 with what is held now."""
         self.lag = lag
         self._base = Columns(self.dtypes)
-        self._base.fill({name: held[name] for name in self.dtypes}, held.came)
+        self._base.fill({name: held[name] for name in self.dtypes}, held.came, held.replayed)
         if "born" in self.dtypes:
             self._base["born"][:] = BEFORE
         self._base_step = BEFORE
@@ -101,6 +101,7 @@ class Timeline:
             "step": self._base_step,
             "base": self._base.taken(),
             "came": self._base.came,
+            "replayed": self._base.replayed,
             "log": [(step, _plain(change)) for step, change in self._log],
         }
 
@@ -108,7 +109,7 @@ class Timeline:
         """Take over what ``state`` gave."""
         self.lag, self._base_step = state["lag"], state["step"]
         self._base = Columns(self.dtypes)
-        self._base.fill(state["base"], state["came"])
+        self._base.fill(state["base"], state["came"], state["replayed"])
         self._ahead = None
         self._log = deque((step, _plain(change)) for step, change in state["log"])
 
@@ -119,6 +120,8 @@ def _apply(columns: Columns, change: Change) -> None:
         columns.append(first)
     elif kind == "out":
         columns.remove(columns.place[first])
+    elif kind == "replayed":
+        columns.replayed += first
     else:
         place = columns.place
         places = [place[key] for key in second]

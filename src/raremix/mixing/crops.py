@@ -4,7 +4,7 @@ For samples that cannot be read again by an id: streams, and regions cut out of 
 happens in the training process, between the loader and the step, so nothing lags.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
@@ -15,7 +15,7 @@ from raremix.errors import LoaderError, OptionError
 from raremix.inputs import as_ids
 from raremix.memory.entries import BufferEntries
 from raremix.mixing.batch import Batch
-from raremix.mixing.fresh import described, joined, rows_that_give_way, selected
+from raremix.mixing.fresh import described, joined, rows_that_give_way
 from raremix.mixing.layouts import Leaf, Order, fresh_rows, rebuilt, tensors
 from raremix.mixing.modes import Mode
 from raremix.options import check_choice, check_number
@@ -37,8 +37,17 @@ _KIND = "CropMixer"
 class CropSource(Protocol):
     """A buffer that holds pixels and can be drawn from at once."""
 
-    def draw(self, count: int, *, generator: torch.Generator | None = None) -> BufferEntries:
-        """Draw at most ``count`` entries, none twice, with uint8 (n, channels, height, width) crops."""
+    def draw(
+        self,
+        count: int,
+        *,
+        generator: torch.Generator | None = None,
+        taken: Collection[int] = frozenset(),
+    ) -> BufferEntries:
+        """Draw at most ``count`` entries, none twice, with uint8 (n, channels, height, width) crops.
+
+        None of the ids ``taken`` may be drawn.
+        """
 
     def advance(self, step: int) -> None:
         """Note that batch number ``step`` has been delivered and its feedback may come."""
@@ -281,17 +290,16 @@ class CropMixer:
         return count if self.mode == "extend" else min(count, width - 1)
 
     def _drawn(self, count: int, ids: Tensor, seed: int) -> BufferEntries:
-        drawn = self.buffer.draw(count, generator=seeded_generator(seed, 0))
+        # In "replace", an entry whose own row is in the batch takes its place.
+        taken = frozenset(ids.tolist() if self.mode == "extend" else ())
+        drawn = self.buffer.draw(count, generator=seeded_generator(seed, 0), taken=taken)
         if len(drawn) and drawn.crops is None:
             raise OptionError(
                 "CropMixer drew entries without pixels; give every entry some, with "
                 "buffer.add(..., crops=...) or BufferEntries(keys, scores, crops), or mix by ids "
                 "with BufferedMixSampler."
             )
-        if self.mode == "replace":
-            return drawn  # one whose own row is in the batch takes its place
-        fresh = set(ids.tolist())
-        return selected(drawn, [key not in fresh for key in drawn.keys.tolist()])
+        return drawn
 
     def _own(self, batch: object, ids: Tensor, shuffled: Tensor, count: int) -> BufferEntries:
         """Rows of the batch itself, to be viewed anew where the buffer holds too little."""

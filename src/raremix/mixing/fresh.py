@@ -3,9 +3,6 @@
 Ids and entries only; where their pixels lie is in ``layouts``.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields
-
 import torch
 from torch import Tensor
 
@@ -13,7 +10,7 @@ from raremix.errors import LoaderError
 from raremix.memory.entries import BufferEntries
 from raremix.mixing.batch import FILLER, FRESH, Batch
 
-__all__ = ["described", "joined", "rows_that_give_way", "selected"]
+__all__ = ["described", "joined", "rows_that_give_way"]
 
 
 def rows_that_give_way(ids: Tensor, keys: Tensor, shuffled: Tensor) -> Tensor:
@@ -33,16 +30,6 @@ def rows_that_give_way(ids: Tensor, keys: Tensor, shuffled: Tensor) -> Tensor:
     free = iter([row for row in shuffled.tolist() if row not in taken])
     places = [next(free) if row is None else row for row in own]
     return torch.tensor(places, dtype=torch.int64, device="cpu")
-
-
-def selected(entries: BufferEntries, is_kept: Sequence[bool]) -> BufferEntries:
-    """Some of the entries."""
-    at = torch.tensor(is_kept, dtype=torch.bool, device="cpu")
-    columns = (getattr(entries, each.name) for each in fields(entries))
-    keys, scores, *others = (None if column is None else column[at] for column in columns)
-    assert keys is not None
-    assert scores is not None
-    return BufferEntries(keys, scores, *others)
 
 
 def joined(first: BufferEntries, second: BufferEntries) -> BufferEntries:
