@@ -238,8 +238,8 @@ class RareMemoryBuffer:
                 f"{caller} got entries of shape {tuple(entry.shape)} for {len(ids)} ids; pass the "
                 "batch as the loader gave it."
             )
-        crops, units = self._checked(crops, features, len(ids), caller=caller)
         with self._lock:
+            crops, units = self._checked(crops, features, len(ids), caller=caller)
             step = self._open_step(rows)
             place = self._held.rows.place
             is_replay, values = replayed.numpy(), scores.double().numpy()
@@ -291,19 +291,19 @@ class RareMemoryBuffer:
                 f"{caller} got {len(ids)} ids for scores of shape {tuple(scores.shape)}; pass one "
                 "score per id."
             )
-        crops, units = self._checked(entries.crops, entries.features, len(ids), caller=caller)
-        values = scores.double().numpy()
-        finite = np.isfinite(values)
-        offers = Offers(
-            ids.numpy(),
-            values,
-            np.full(len(ids), -1),
-            finite,
-            ~finite & False,
-            _rows_of(crops, finite),
-            units,
-        )
         with self._lock:
+            crops, units = self._checked(entries.crops, entries.features, len(ids), caller=caller)
+            values = scores.double().numpy()
+            finite = np.isfinite(values)
+            offers = Offers(
+                ids.numpy(),
+                values,
+                np.full(len(ids), -1),
+                finite,
+                ~finite & False,
+                _rows_of(crops, finite),
+                units,
+            )
             offers = offers.of(np.arange(len(ids))).shared(self.layout)
             return self._take_in(max(self._step, self._replays.viewed + 1), offers)
 
