@@ -66,8 +66,9 @@ class RareMemoryBuffer:
         min_distance: A sample is refused if the feature of an entry is nearer than that, in
             cosine distance (1 - cosine, in [0, 2]); needs features. 0 admits everything.
         layout: Under torch.distributed, "replicated": every rank holds all entries, and any rank's
-            state serves all. "sharded": each key is held by one rank, so memory adds up; states
-            must be saved on every rank. "local": every rank knows its own samples only, nothing is sent.
+            state serves all, but for the limits above, which count each rank's own draws.
+            "sharded": each key is held by one rank, so memory adds up; states must be saved on
+            every rank. "local": every rank knows its own samples only, nothing is sent.
         seed: Of what a policy draws for itself, such as a reservoir's coin.
 
     Source:
