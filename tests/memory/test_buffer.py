@@ -99,6 +99,15 @@ def test_a_replay_is_never_admitted_but_refreshes_its_score() -> None:
     assert (metrics["replays"], metrics["stale"], metrics["uses_max"]) == (2, 1, 1)
 
 
+def test_how_many_of_the_replays_were_different_samples() -> None:
+    buffer = RareMemoryBuffer(3)
+    assert buffer.metrics()["unique_key_ratio"] != buffer.metrics()["unique_key_ratio"]  # NaN
+    buffer.add(rows(0, [1, 2]), flags(2))
+    for step, key in enumerate([1, 2, 1, 1], start=1):
+        buffer.add(rows(step, [key], replayed=[key]), flags(1))
+    assert buffer.metrics()["unique_key_ratio"] == 0.5
+
+
 def test_found_again_keeps_its_place_in_the_queue() -> None:
     buffer = RareMemoryBuffer(2)
     for key in (1, 2, 1, 3):

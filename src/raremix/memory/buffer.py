@@ -461,12 +461,13 @@ class RareMemoryBuffer:
         ``expired`` by age and ``used_up``; ``refused_policy``, ``refused_duplicate`` and
         ``refused_rate``; ``replays`` seen, ``stale`` ones of entries that had left, ``late``
         feedback ignored; ``uses_mean``, ``uses_max``, ``age_p50`` and ``age_p95`` (steps) and
-        ``score_mean`` of the entries held; ``neighbour_similarity``, the mean cosine of an entry's
+        ``score_mean`` of the entries held; ``unique_key_ratio``, distinct ids among the last 1,024
+        replays; ``neighbour_similarity``, the mean cosine of an entry's
         feature to the nearest other (of at most 512 entries; NaN without features); ``lag`` in
         force, ``draw_ahead_max`` batches seen, ``outside``: times an id held lay outside the dataset.
         """
         with self._lock:
-            return described(self._held, self._store.counts, self._replays, self.nbytes, self._step)
+            return described(self._store, self._replays, self._step)
 
     def state_dict(self) -> State:
         """A deep copy of everything, in tensors and numbers; loads with ``weights_only=True``."""

@@ -4,6 +4,7 @@ Steps and ranks are settled before; draws are elsewhere.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class Store:
         held: The entries.
         pixels: Their pixels.
         counts: What happened so far.
+        replayed_last: Keys of the replays that came back last, since the start of this process.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Store:
     ) -> None:
         self.held, self.pixels = held, PixelSlots(held.capacity + 1)
         self.counts = dict.fromkeys(_COUNTS, 0)
+        self.replayed_last: deque[int] = deque(maxlen=1024)
         self._policy, self._limits, self._rate = policy, limits, rate
         self._max_bytes, self._min_distance = max_bytes, min_distance
         self._seed = derive_seed(seed)
@@ -89,7 +92,9 @@ class Store:
                 crop += wanted
                 feature = None if features is None else features[row]
                 place = held.rows.place.get(key)
-                counts["replays"] += replayed
+                if replayed:
+                    counts["replays"] += 1
+                    self.replayed_last.append(key)
                 if replayed and place is not None and entry not in (-1, held.rows["entry"][place]):
                     place = None  # it left and came again: what was drawn is the one before
                 if place is not None:
