@@ -107,6 +107,13 @@ class Held:
             keys = self.rows["key"][places].tolist()
             self.record(("set", name, keys, np.asarray(values).tolist()))
 
+    def set_one(self, name: str, place: int, value: float) -> None:
+        """As ``set``, of one entry, which is most of what a batch of replays brings."""
+        if self.record is not None and name in self.drawn_by:
+            self.set(name, [place], [value])
+        else:
+            self.rows[name][place] = value
+
     def set_feature(self, place: int, feature: Array) -> None:
         """Take a newer feature of an entry."""
         assert self._features is not None

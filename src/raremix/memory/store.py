@@ -167,7 +167,7 @@ class Store:
     def _refresh(self, place: int, score: float, feature: Any, replayed: bool) -> None:
         held = self.held
         if math.isfinite(score):
-            held.set("score", [place], [score])
+            held.set_one("score", place, score)
         if feature is not None and feature.any():
             held.set_feature(place, feature)
         self._policy.refresh(held, place)
