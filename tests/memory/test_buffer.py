@@ -499,3 +499,17 @@ def test_a_worker_that_is_sent_the_buffer_says_so() -> None:
     loader = DataLoader(AddsInTheWorker(buffer), num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(BufferProcessError, match="keep the buffer out of datasets"):
         list(loader)
+
+
+def test_admit_takes_lists_and_refuses_what_is_no_entry() -> None:
+    buffer = RareMemoryBuffer(4)
+    assert buffer.admit(BufferEntries([1, 2], [1.0, 2.0])) == 2  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"expects BufferEntries\(keys, scores\), got Tensor"):
+        buffer.admit(torch.arange(3))  # type: ignore[arg-type]
+
+
+def test_features_come_with_every_sample_or_with_none() -> None:
+    buffer = RareMemoryBuffer(4)
+    buffer.add([1], flags(1), features=torch.ones(1, 3))
+    with pytest.raises(OptionError, match="needs features with every sample, since those it holds"):
+        buffer.add([2], flags(1))

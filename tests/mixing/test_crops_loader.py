@@ -535,3 +535,12 @@ def test_a_thousand_batches_from_workers_leave_nothing_behind() -> None:
     assert max(open_files) - min(open_files) <= 2  # a batch may be on its way
     assert memory[-1] - memory[0] < 4 << 20
     assert int(buffer.metrics()["admissions"]) > 2_900
+
+
+def test_two_loops_at_once_are_stopped() -> None:
+    loader = wrapped(48, RareMemoryBuffer(8))
+    first = iter(loader)
+    next(first)
+    assert len(list(loader)) > 1
+    with pytest.raises(LoaderError, match="iterated anew while an earlier iteration still went on"):
+        next(first)

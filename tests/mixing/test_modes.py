@@ -321,6 +321,8 @@ def test_auto_takes_the_least_lag_that_the_workers_allow() -> None:
     plain = DataLoader(numbers(40), batch_size=4, num_workers=2, prefetch_factor=3)
     loader = BufferedMixSampler.wrap(plain, RareMemoryBuffer(4), lag="auto")
     assert loader.mixer.lag == 7
+    with pytest.raises(OptionError, match="whole number or \"auto\", got 'aut'"):
+        BufferedMixSampler.wrap(plain, RareMemoryBuffer(4), lag="aut")  # type: ignore[arg-type]
     assert sum(len(data) for (data,) in loader) == 40
 
 

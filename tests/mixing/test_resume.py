@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from raremix import BufferedMixSampler, MixedLoader, RareMemoryBuffer
-from raremix.errors import LagError, StateMismatchError
+from raremix.errors import LagError, RaremixWarning, StateMismatchError
 
 # From Python 3.12 on, forking a process that has threads warns, and torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -227,3 +227,44 @@ def test_a_state_of_other_settings_is_refused(options: dict[str, Any], message: 
     other = BufferedMixSampler(range(9), RareMemoryBuffer(4), **{**settings, **options})
     with pytest.raises(StateMismatchError, match=message):
         other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("total", "options", "message"),
+    [
+        (9, {"shuffle": False}, "order was 'shuffled', is 'in order'"),
+        (
+            9,
+            {"drop_last": True},
+            "order was 'shuffled', is 'shuffled, without an incomplete batch'",
+        ),
+        (8, {}, "from inside an epoch of 9 samples, and its base has 8"),
+    ],
+)
+def test_a_state_of_another_order_or_dataset_is_refused(
+    total: int, options: dict[str, Any], message: str
+) -> None:
+    first = BufferedMixSampler(range(9), RareMemoryBuffer(4), batch_size=4, lag=7)
+    next(first.batches())
+    first.deliver()
+    other = BufferedMixSampler(range(total), RareMemoryBuffer(4), batch_size=4, lag=7, **options)
+    with pytest.raises(StateMismatchError, match=message):
+        other.load_state_dict(first.state_dict())
+
+
+def test_between_two_epochs_the_dataset_may_have_grown() -> None:
+    first = BufferedMixSampler(range(9), RareMemoryBuffer(4), batch_size=4, lag=7)
+    for _ in first.batches():
+        first.deliver()
+    first.close_epoch()
+    grown = BufferedMixSampler(range(12), RareMemoryBuffer(4), batch_size=4, lag=7)
+    grown.buffer.load_state_dict(first.buffer.state_dict())  # type: ignore[attr-defined]
+    grown.load_state_dict(first.state_dict())
+    assert sorted(key for batch in grown.batches() for key in batch.ids.tolist()) == list(range(12))
+
+
+def test_a_sampler_that_is_never_told_of_a_delivery_says_so() -> None:
+    mix = BufferedMixSampler(range(9), RareMemoryBuffer(4), batch_size=4, lag=7)
+    list(mix)
+    with pytest.warns(RaremixWarning, match=r"told of no batch that arrived.*call deliver\(\)"):
+        list(mix)

@@ -285,8 +285,12 @@ class RareMemoryBuffer:
         """
         caller = "RareMemoryBuffer.admit"
         self._guard("admit")
+        if not isinstance(entries, BufferEntries):
+            raise OptionError(
+                f"{caller} expects BufferEntries(keys, scores), got {type(entries).__name__}."
+            )
         ids = as_ids(entries.keys, caller=caller)
-        scores = entries.scores.detach().cpu()
+        scores = torch.as_tensor(entries.scores).detach().cpu()
         if ids.shape != scores.shape:
             raise EmbeddingShapeError(
                 f"{caller} got {len(ids)} ids for scores of shape {tuple(scores.shape)}; pass one "
@@ -329,9 +333,11 @@ class RareMemoryBuffer:
         dim = None if known is None else known.shape[1]
         units = unit_features(features, length, dim, caller=caller)
         if units is None and length and (self.needs_features or known is not None):
+            why = f"for {self.policy!r} with min_distance={self.min_distance:g}"
+            if not self.needs_features:
+                why = "with every sample, since those it holds came with them"
             raise OptionError(
-                f"{caller} needs features for {self.policy!r} with min_distance="
-                f"{self.min_distance:g}; pass the embeddings of the rows as features=."
+                f"{caller} needs features {why}; pass the embeddings of the rows as features=."
             )
         if units is not None and known is None and len(self):
             raise OptionError(

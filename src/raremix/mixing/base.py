@@ -52,6 +52,10 @@ class BaseBatches(Protocol):
     def known_batch_size(self) -> int | None:
         """Rows of a full batch, if that is known."""
 
+    @property
+    def order(self) -> str:
+        """What a state must fit: how the ids are ordered and cut."""
+
     def rows(self) -> int:
         """How many ids an epoch has on this rank; TypeError if that is not known."""
 
@@ -95,6 +99,11 @@ class SizedBatches:
     def known_batch_size(self) -> int | None:
         """See ``BaseBatches``."""
         return self._batch_size
+
+    @property
+    def order(self) -> str:
+        """See ``BaseBatches``."""
+        return ("shuffled" if self._shuffle else "in order") + _tail(self._drop_last)
 
     def rows_before(self, position: int, offset: int, ranks: int) -> int:
         """See ``BaseBatches``."""
@@ -203,6 +212,11 @@ class SampledBatches:
             return self._batch_size
         width = getattr(self._sampler, "batch_size", None)
         return width if isinstance(width, int) else None
+
+    @property
+    def order(self) -> str:
+        """See ``BaseBatches``."""
+        return f"of {type(self._sampler).__name__}" + _tail(self._drop_last)
 
     def rows_before(self, position: int, offset: int, ranks: int) -> int:
         """See ``BaseBatches``."""
@@ -324,6 +338,10 @@ def base_batches(
     return SampledBatches(
         base, batch_size=None if batched else batch_size, drop_last=drop_last, fills=fills
     )
+
+
+def _tail(drop_last: bool) -> str:
+    return ", without an incomplete batch" if drop_last else ""
 
 
 def _fill_from(ids: Sequence[int], count: int, taken: Collection[int], seed: int) -> list[int]:

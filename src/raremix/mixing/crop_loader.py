@@ -60,6 +60,7 @@ class CropLoader(Generic[_BatchT]):
         self.prefetched = prefetched
         self._carried = CarriedRows() if stretch else None
         self._batch: Batch | None = None
+        self._iteration = 0
         if mixer.replay > 0 and mixer.mode == "replace" and getattr(base, "batch_size", 0) == 1:
             raise OptionError(
                 "CropMixer.wrap cannot replace rows in batches of one row; raise batch_size, or "
@@ -98,17 +99,25 @@ class CropLoader(Generic[_BatchT]):
                 "CropMixer.wrap cannot stretch a stream under torch.distributed, because every rank "
                 'would have another number of batches; use mode="extend" to lose no row.'
             )
+        self._iteration += 1
+        iteration = self._iteration
         held_back: Batch | None = None
-        for mixed, rows in self._mixed():
+        for mixed, rows in self._mixed(iteration):
             # A prefetcher takes the next batch, then gives the one before on.
             self._batch, held_back = (held_back, rows) if self.prefetched else (rows, None)
             yield mixed
         if held_back is not None:
             self._batch = held_back
 
-    def _mixed(self) -> Iterator[tuple[_BatchT, Batch]]:
+    def _mixed(self, iteration: int) -> Iterator[tuple[_BatchT, Batch]]:
         yield from self._made_of_carried()  # due when the state was saved
         for batch in self.base:
+            if iteration != self._iteration:
+                raise LoaderError(
+                    "CropLoader was iterated anew while an earlier iteration still went on, so "
+                    "loader.batch would name the rows of either; finish one loop before the next, "
+                    "or wrap a second loader with a buffer of its own."
+                )
             ids = self.mixer.base_ids(batch)
             self._check_width(len(ids))
             if self._carried is not None and not self._carried.width:

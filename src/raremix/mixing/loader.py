@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
-from raremix.errors import LagError, LoaderError, StateMismatchError
+from raremix.errors import LagError, LoaderError, OptionError, StateMismatchError
 from raremix.mixing.base import GivenSampler
 from raremix.mixing.batch import Batch
 from raremix.mixing.sampler import BufferedMixSampler
@@ -184,6 +184,10 @@ def mixed_loader(
     ahead = loader.num_workers * (loader.prefetch_factor or 0)
     if lag == "auto":
         lag = ahead + prefetched + 1
+    if isinstance(lag, str):
+        raise OptionError(
+            f'BufferedMixSampler.wrap expects lag as a whole number or "auto", got {lag!r}.'
+        )
     lag = check_count("BufferedMixSampler.wrap", "lag", lag, least=1)
     if lag <= ahead + prefetched:
         whose = f"whose {loader.num_workers} workers draw {ahead} batches ahead"

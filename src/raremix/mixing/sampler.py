@@ -5,6 +5,7 @@ it was after step j - lag, with a generator of its own. The stream is then a fun
 feedback, not of how far ahead the workers run, and it can be resumed anywhere.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -14,7 +15,13 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from raremix import distributed
-from raremix.errors import LagError, LoaderError, OptionError, StateMismatchError
+from raremix.errors import (
+    LagError,
+    LoaderError,
+    OptionError,
+    RaremixWarning,
+    StateMismatchError,
+)
 from raremix.mixing.base import BaseBatches, base_batches
 from raremix.mixing.batch import FILLER, FRESH, Batch, DrawnId
 from raremix.mixing.modes import Mode, Plan
@@ -318,6 +325,8 @@ class BufferedMixSampler(DistributedSampler[int]):
             )
 
     def _start(self) -> None:
+        if self._exhausted and self._in_flight and not self._position:
+            self._warn_of_no_delivery()
         # Batches drawn by an iterator that was left early were never trained on: they are drawn
         # again, under the same numbers.
         self._counts["rolled_back"] += len(self._in_flight)
@@ -329,6 +338,15 @@ class BufferedMixSampler(DistributedSampler[int]):
         self._chosen = False
         self._exhausted = False
         self._iteration += 1
+
+    def _warn_of_no_delivery(self) -> None:
+        warnings.warn(
+            "BufferedMixSampler gave out a whole epoch and was told of no batch that arrived, so it "
+            "begins that epoch again and replays nothing. Without wrap(), call deliver() once for "
+            "each batch that the loader gives.",
+            RaremixWarning,
+            stacklevel=4,
+        )
 
     def _begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -398,6 +416,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         content: State = {
             **self._settings(),
             "num_replicas": self.num_replicas,
+            "known_ids": self._base.known_ids(),
             "epoch": self.epoch,
             "position": self._position,
             "offset": self._offset,
@@ -419,18 +438,19 @@ class BufferedMixSampler(DistributedSampler[int]):
         """
         settings = self._settings()
         cursors = (
-            "num_replicas",
-            "epoch",
-            "position",
-            "offset",
-            "delivered",
-            "replayed",
-            "fillers",
+            *("num_replicas", "known_ids", "epoch", "position", "offset"),
+            *("delivered", "replayed", "fillers"),
         )
         keys = (*settings, *cursors)
         content = open_state(state, kind="BufferedMixSampler", version=2, keys=keys)
         check_settings("BufferedMixSampler", content, settings)
         epoch, position, offset = content["epoch"], content["position"], content["offset"]
+        if (position or offset) and content["known_ids"] != self._base.known_ids():
+            raise StateMismatchError(
+                "BufferedMixSampler.load_state_dict got a state from inside an epoch of "
+                f"{content['known_ids']} samples, and its base has {self._base.known_ids()}, so what is "
+                "left of the epoch is not known. Pass the same dataset, or save between two epochs."
+            )
         before = content["num_replicas"]
         if before != self.num_replicas and position:
             offset = self._base.rows_before(position, offset, before)
@@ -460,6 +480,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             "batch_size": self.batch_size,
             "replay": self.replay,
             "mode": self.mode,
+            "order": self._base.order,
             "seed": self.seed,
             "lag": self.lag,
         }
