@@ -57,13 +57,18 @@ class Held:
         """Add an entry and return its place."""
         place = self.rows.append(values)
         if feature is not None:
-            if self._features is None:
-                self._features = np.empty((16, len(feature)), np.float32)
-            if place == len(self._features):
-                room = np.empty_like(self._features)
-                self._features = np.concatenate([self._features, room])
-            self._features[place] = feature
+            self._room_for_features(len(feature))[place] = feature
         return place
+
+    def _room_for_features(self, dim: int) -> Array:
+        """The array of features, with a row for every place."""
+        if self._features is None:
+            self._features = np.empty((16, dim), np.float32)
+        missing = len(self.rows) - len(self._features)
+        if missing > 0:
+            room = np.empty((max(missing, len(self._features)), dim), np.float32)
+            self._features = np.concatenate([self._features, room])
+        return self._features
 
     def announce(self, place: int) -> None:
         """Let draws know of a new entry, once the policy has filled its columns."""
@@ -86,13 +91,7 @@ class Held:
         gone = self.rows["key"][places].tolist()
         at = self.rows.exchange(places, values)
         if features is not None:
-            if self._features is None:
-                self._features = np.empty((16, features.shape[1]), np.float32)
-            missing = len(self.rows) - len(self._features)
-            if missing > 0:
-                room = np.empty((max(missing, len(self._features)), features.shape[1]), np.float32)
-                self._features = np.concatenate([self._features, room])
-            self._features[at] = features
+            self._room_for_features(features.shape[1])[at] = features
         if self.record is not None:
             first = len(at) - len(gone)  # who came when all places were taken made one leave
             for row, place in enumerate(at.tolist()):

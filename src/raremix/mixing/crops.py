@@ -17,7 +17,7 @@ from raremix.memory.entries import BufferEntries
 from raremix.mixing.batch import Batch
 from raremix.mixing.fresh import described, joined, rows_that_give_way
 from raremix.mixing.layouts import Leaf, Order, fresh_rows, rebuilt, tensors
-from raremix.mixing.modes import Mode
+from raremix.mixing.modes import Mode, Plan
 from raremix.options import check_choice, check_number
 from raremix.protocols import State
 from raremix.seeds import derive_seed, seeded_generator
@@ -138,6 +138,7 @@ class CropMixer:
             )
         self.buffer = buffer
         self.mode = mode
+        self._plan = Plan(mode, None, replay)  # batches come as they are
         self.order: Order = order
         self.seed = seed
         self._transform, self._sample = transform, sample
@@ -245,7 +246,7 @@ class CropMixer:
         """``__call__`` for a batch whose ids are known; ``carried`` takes the rows that give way."""
         step, width = self._step, len(ids)
         seed = derive_seed(self.seed, distributed.rank(), step)
-        count = self._replay_rows(width)
+        count = self._plan.replays(width) if width else 0
         drawn = self._drawn(count, ids, seed)
         shuffled = torch.randperm(width, generator=seeded_generator(seed, 1), device="cpu")
         if self.mode == "replace":
@@ -282,12 +283,6 @@ class CropMixer:
             f"CropMixer found no tensor with rows in a batch of type {type(batch).__name__}; pass "
             "batches of tensors in lists, tuples or mappings."
         )
-
-    def _replay_rows(self, width: int) -> int:
-        if self.replay == 0 or width == 0:
-            return 0
-        count = max(1, round(self.replay * width))
-        return count if self.mode == "extend" else min(count, width - 1)
 
     def _drawn(self, count: int, ids: Tensor, seed: int) -> BufferEntries:
         # In "replace", an entry whose own row is in the batch takes its place.

@@ -336,9 +336,7 @@ class MultiCropTransform:
     def _finish(self, small: Tensor, row: ViewParameters) -> Tensor:
         view = finished(small, row, self._mean, self._std)
         if view is None:
-            mean, std = (
-                torch.tensor(numbers, dtype=torch.float32, device="cpu").view(3, 1, 1)
-                for numbers in (self._mean, self._std)
-            )
-            view = recolour(small, row).sub_(mean).div_(std)
+            view = recolour(small, row)
+            for plane, mean, std in zip(view, self._mean, self._std, strict=True):
+                plane.sub_(mean).div_(std)
         return view

@@ -14,7 +14,7 @@ from raremix.memory.columns import Array, Columns
 from raremix.memory.held import Held
 from raremix.seeds import uniforms
 
-__all__ = ["Chosen", "Policy", "draw_uniformly", "draw_weighted"]
+__all__ = ["Chosen", "Policy", "draw_uniformly", "draw_weighted", "features_of"]
 
 
 class Chosen(NamedTuple):
@@ -78,6 +78,13 @@ class Policy:
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+
+def features_of(held: Held) -> Array:
+    """The features of a policy that needs them, (n, dim)."""
+    features = held.features
+    assert features is not None  # the buffer asks for them, as needs_features says
+    return features
 
 
 def draw_uniformly(

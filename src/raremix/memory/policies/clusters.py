@@ -7,7 +7,7 @@ import numpy as np
 
 from raremix.memory.columns import Array, Columns
 from raremix.memory.held import Held
-from raremix.memory.policies.base import Chosen, Policy, draw_weighted
+from raremix.memory.policies.base import Chosen, Policy, draw_weighted, features_of
 from raremix.options import check_count
 from raremix.seeds import uniforms
 
@@ -45,10 +45,10 @@ class ClusterBalanced(Policy):
         """See ``Policy``."""
         shared = held.shared
         if "centroids" not in shared:
-            shared["centroids"] = np.zeros((0, _features(held).shape[1]), np.float32)
+            shared["centroids"] = np.zeros((0, features_of(held).shape[1]), np.float32)
             shared["news"] = np.zeros(1, np.int64)
         shared["news"] += 1
-        self._assign(held, place)
+        held.rows["cluster"][place] = self._nearest(held, place)
 
     def refresh(self, held: Held, place: int) -> None:
         """See ``Policy``."""
@@ -57,12 +57,9 @@ class ClusterBalanced(Policy):
         if nearest != cluster:
             held.set("cluster", [place], [nearest])
 
-    def _assign(self, held: Held, place: int) -> None:
-        held.rows["cluster"][place] = self._nearest(held, place)
-
     def _nearest(self, held: Held, place: int) -> int:
         centroids = held.shared["centroids"]
-        return int((centroids @ _features(held)[place]).argmax()) if len(centroids) else 0
+        return int((centroids @ features_of(held)[place]).argmax()) if len(centroids) else 0
 
     def evict(self, held: Held, seed: int) -> int | None:
         """See ``Policy``."""
@@ -75,7 +72,7 @@ class ClusterBalanced(Policy):
         return int(own[held.rows["entry"][own].argmin()])
 
     def _cluster(self, held: Held, seed: int) -> None:
-        features = _features(held)
+        features = features_of(held)
         count = max(2, min(self.clusters, math.ceil(len(held) / 2)))
         centroids = _spread_out(features, count, seed)
         for _ in range(_ROUNDS):
@@ -110,9 +107,3 @@ def _spread_out(features: Array, count: int, seed: int) -> Array:
         chosen.append(min(int(np.searchsorted(total, drawn[step] * total[-1])), len(features) - 1))
     centres: Array = features[chosen].copy()
     return centres
-
-
-def _features(held: Held) -> Array:
-    features = held.features
-    assert features is not None  # the buffer asks for them, as needs_features says
-    return features

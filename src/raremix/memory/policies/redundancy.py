@@ -6,9 +6,8 @@ nearest it was. So an eviction costs a product of one row with all, not of all w
 
 import numpy as np
 
-from raremix.memory.columns import Array
 from raremix.memory.held import Held
-from raremix.memory.policies.base import Policy
+from raremix.memory.policies.base import Policy, features_of
 
 __all__ = ["LeastRedundant"]
 
@@ -45,7 +44,7 @@ class LeastRedundant(Policy):
 
     def _place(self, held: Held, place: int) -> None:
         """Find the nearest of an entry, and tell it to those it is nearest to."""
-        features = _features(held)
+        features = features_of(held)
         cosines = features @ features[place]
         cosines[place] = _NOBODY
         rows = held.rows
@@ -60,7 +59,7 @@ class LeastRedundant(Policy):
 
     def leave(self, held: Held, entry: int) -> None:
         """See ``Policy``."""
-        rows, features = held.rows, _features(held)
+        rows, features = held.rows, features_of(held)
         left = np.flatnonzero(rows["neighbour"] == entry)
         if not len(left):
             return
@@ -78,9 +77,3 @@ class LeastRedundant(Policy):
         # Both of a pair are equally alike, but for the rounding of two products.
         most = np.flatnonzero(alike >= alike.max() - 1e-5)
         return int(most[entries[most].argmin()])
-
-
-def _features(held: Held) -> Array:
-    features = held.features
-    assert features is not None  # the buffer asks for them, as needs_features says
-    return features
