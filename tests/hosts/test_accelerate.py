@@ -26,7 +26,12 @@ def ranks(
     """What each process was fed, and what it was told."""
     folder: Path = tmp_path_factory.mktemp("accelerate")
     states = str(folder / "states")
-    return run_ranks("one_of_two_accelerate.py", states, folder=folder, world=request.param)
+    return run_ranks(
+        Path(__file__).with_name("one_of_two_accelerate.py"),
+        states,
+        folder=folder,
+        world=request.param,
+    )
 
 
 def test_a_loader_left_as_it_is_gives_every_row_once(ranks: list[dict[str, Any]]) -> None:

@@ -12,7 +12,9 @@ STEPS, KILLS, SAVED_EVERY = 420, 50, 3  # as in the script
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for each kill")
 def test_a_run_killed_fifty_times_sees_the_stream_of_the_run_that_was_not(tmp_path: Path) -> None:
-    (seen,) = run_ranks("killed_in_training.py", str(tmp_path), folder=tmp_path, world=1)
+    (seen,) = run_ranks(
+        Path(__file__).with_name("killed_in_training.py"), str(tmp_path), folder=tmp_path, world=1
+    )
     whole, lives = seen["whole"], seen["lives"]
     assert [row[0] for row in whole] == list(range(STEPS))
     assert sum(sum(row[2]) for row in whole) > STEPS

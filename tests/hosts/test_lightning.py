@@ -202,7 +202,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes was fed."""
     folder = tmp_path_factory.mktemp("two")
-    return run_ranks("one_of_two_lightning.py", "whole", str(checkpoints), folder=folder)
+    return run_ranks(
+        Path(__file__).with_name("one_of_two_lightning.py"),
+        "whole",
+        str(checkpoints),
+        folder=folder,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +216,12 @@ def two_resumed(
 ) -> list[dict[int, Any]]:
     """The same after resuming, at several steps, in processes of their own."""
     folder = tmp_path_factory.mktemp("resumed")
-    return run_ranks("one_of_two_lightning.py", "resumed", str(checkpoints), folder=folder)
+    return run_ranks(
+        Path(__file__).with_name("one_of_two_lightning.py"),
+        "resumed",
+        str(checkpoints),
+        folder=folder,
+    )
 
 
 @gloo

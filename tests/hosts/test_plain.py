@@ -1,5 +1,6 @@
 """Two processes without a trainer: every index that each was fed, in each mode."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -21,7 +22,9 @@ FILLER = -2
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks("one_of_two_plain.py", folder=tmp_path_factory.mktemp("plain"))
+    return run_ranks(
+        Path(__file__).with_name("one_of_two_plain.py"), folder=tmp_path_factory.mktemp("plain")
+    )
 
 
 def epochs(ranks: list[dict[str, Any]], *case: str) -> list[list[list[Any]]]:

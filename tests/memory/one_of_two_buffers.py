@@ -3,16 +3,14 @@
 A script, since a process that is started anew cannot import a test module.
 """
 
-import faulthandler
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
+from feedback import Flags, Rows
+from launching import as_rank
 from torch import Tensor
 
 from raremix import (
@@ -29,20 +27,6 @@ from raremix.errors import OptionError, StateMismatchError
 STEPS, LAG = 24, 4
 
 Layout = Literal["replicated", "sharded", "local"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def features_of(ids: Tensor) -> Tensor:
@@ -159,25 +143,15 @@ BUFFERS: dict[str, Callable[[], RareMemoryBuffer]] = {
 }
 
 
-def main(rank: int, folder: Path) -> None:
-    """Run every kind of buffer and save what was seen."""
-    faulthandler.dump_traceback_later(75, exit=True)  # a hang shall say where it is
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'init'}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def seen_by(rank: int, folder: Path) -> dict[str, Any]:
+    """Run every kind of buffer."""
     seen: dict[str, Any] = {name: run(build(), rank) for name, build in BUFFERS.items()}
     seen["alone"] = alone(rank)
     seen["disagreeing"] = disagreeing(rank)
     states = torch.load(folder / "states.pt", weights_only=True)
     seen["loaded"] = {name: loaded(name, state) for name, state in states.items()}
-    torch.save(seen, folder / f"{rank}.pt")
-    dist.barrier()  # who leaves early can take the other down
-    dist.destroy_process_group()
+    return seen
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    as_rank(lambda rank: seen_by(rank, Path(sys.argv[1])))

@@ -5,11 +5,11 @@ import gc
 import os
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from feedback import Flags, Rows
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,19 +25,6 @@ from raremix.errors import (
 
 # From Python 3.12 on, forking a process that has threads warns, and torch has threads.
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def rows(step: int, ids: list[int], replayed: Sequence[int] = ()) -> Rows:
@@ -344,11 +331,7 @@ def test_a_detection_of_another_shape_is_refused_and_changes_nothing(detection: 
 
 
 def test_entries_of_another_number_than_the_ids_are_refused() -> None:
-    @dataclass(frozen=True)
-    class WithEntries(Rows):
-        entry: Tensor
-
-    batch = WithEntries(0, torch.tensor([1, 2]), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
+    batch = Rows(0, torch.tensor([1, 2]), torch.zeros(2, dtype=torch.bool), torch.zeros(3))
     with pytest.raises(EmbeddingShapeError, match=r"entries of shape \(3,\) for 2 ids"):
         RareMemoryBuffer(4).add(batch, flags(2))
 

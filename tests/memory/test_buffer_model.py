@@ -3,9 +3,9 @@
 import copy
 import io
 import warnings
-from dataclasses import dataclass
 
 import torch
+from feedback import Flags, Rows
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,19 +26,6 @@ rows = st.lists(
     ),
     max_size=6,
 )
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def crop_of(key: int, step: int) -> Tensor:

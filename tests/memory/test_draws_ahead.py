@@ -1,7 +1,6 @@
 """Draws ahead against a model that keeps a whole buffer for every step and draws from the old one."""
 
 import copy
-import io
 import threading
 import warnings
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feedback import Flags, Rows, through_a_file
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,20 +36,6 @@ POLICIES: list[Policy] = [
 
 
 @dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
-
-
-@dataclass(frozen=True)
 class Drawn:
     """A draw, and what was asked for."""
 
@@ -73,14 +59,6 @@ def fresh(step: int, keys: list[int]) -> Rows:
         torch.zeros(len(keys), dtype=torch.bool),
         torch.full((len(keys),), -1),
     )
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 samples = st.lists(

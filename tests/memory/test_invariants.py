@@ -4,12 +4,12 @@ import copy
 import io
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from feedback import Flags, Rows, same
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,20 +36,6 @@ POLICIES: list[Policy] = [
 ]
 
 
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
-
-
 def features_of(keys: list[int]) -> Tensor:
     angles = torch.tensor(keys, dtype=torch.float32)[:, None]
     return torch.cat([angles.cos(), angles.sin(), (3 * angles).cos()], dim=1).reshape(-1, 3)
@@ -57,16 +43,6 @@ def features_of(keys: list[int]) -> Tensor:
 
 def crops_of(keys: list[int]) -> Tensor:
     return torch.tensor(keys, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 2, 2)
-
-
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(two, Tensor) and one.dtype == two.dtype and one.equal(two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return bool(one == two)
 
 
 def plain(value: Any) -> bool:

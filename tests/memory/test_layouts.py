@@ -1,8 +1,6 @@
 """Buffers of two processes: replicas are equal, shards are disjoint, local ones know of nobody."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from feedback import same
+from launching import run_ranks
 
-import raremix
 from raremix import RareMemoryBuffer
 from raremix.errors import StateMismatchError
 from raremix.memory.offers import owner
@@ -43,26 +41,8 @@ RANK = script()
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes saw."""
     folder = tmp_path_factory.mktemp("layouts")
-    source = str(Path(raremix.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     torch.save({layout: state_of_one(layout) for layout in LAYOUTS}, folder / "states.pt")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=90)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_ranks(SCRIPT, str(folder), folder=folder)
 
 
 LAYOUTS = ["replicated", "sharded", "local"]
@@ -74,16 +54,6 @@ def state_of_one(layout: str) -> dict[str, Any]:
     buffer = RareMemoryBuffer(8, layout=layout)  # type: ignore[arg-type]  # one of them
     buffer.add([4, 5, 6], RANK.Flags(torch.ones(3), torch.ones(3, dtype=torch.bool)))
     return buffer.state_dict()
-
-
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(two, Tensor) and one.dtype == two.dtype and one.equal(two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return bool(one == two)
 
 
 def fed_by(

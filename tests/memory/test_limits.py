@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feedback import Flags, Rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from raremix import (
     FIFO,
@@ -28,20 +28,6 @@ from raremix import (
     TwoTier,
 )
 from raremix.errors import OptionError
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def rare(count: int) -> Flags:

@@ -1,6 +1,5 @@
 """Each policy against what it says of itself: a list in plain Python, or the share it promises."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feedback import Flags, Rows, same, through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,19 +36,6 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "two_tier": lambda: TwoTier(recent=0.4),
 }
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,25 +94,6 @@ def offer(buffer: RareMemoryBuffer, keys: list[int], scores: list[float] | None 
     """One batch of rare rows."""
     given = torch.ones(len(keys)) if scores is None else torch.tensor(scores)
     buffer.add(keys, Flags(given, torch.ones(len(keys), dtype=torch.bool)))
-
-
-def same(one: object, two: object) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return one.dtype == two.dtype and one.shape == two.shape and one.equal(two)
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return type(one) is type(two) and one == two
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def evenness(counts: Any, *, drawn: int) -> float:

@@ -5,13 +5,12 @@ A row added or drawn counts as an operation, as do a batch delivered and a state
 
 import gc
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from feedback import Flags, Rows
 
 from raremix import FIFO, ClusterBalanced, LeastRedundant, Policy, RareMemoryBuffer, TwoTier
 
@@ -22,20 +21,6 @@ pytestmark = [
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Rows:
-    step: int
-    ids: Tensor
-    is_replay: Tensor
-    entry: Tensor
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def resident() -> int:

@@ -3,22 +3,12 @@
 A script, since a process that is started anew cannot import a test module.
 """
 
-import sys
-from dataclasses import dataclass
-from datetime import timedelta
-
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from feedback import Flags
+from launching import as_rank
 
 from raremix import CropMixer, MultiCropTransform, RareMemoryBuffer, View
 from raremix.errors import LoaderError
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def run(rank: int) -> dict[str, object]:
@@ -53,10 +43,4 @@ def run(rank: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    rank, init, results = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    dist.init_process_group(
-        "gloo", f"file://{init}", timeout=timedelta(seconds=60), rank=rank, world_size=2
-    )
-    torch.save(run(rank), results)
-    dist.barrier()  # who leaves early can take the other down
-    dist.destroy_process_group()
+    as_rank(run)

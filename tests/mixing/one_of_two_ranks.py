@@ -3,23 +3,14 @@
 A script, since a process that is started anew cannot import a test module.
 """
 
-import faulthandler
-import sys
-from dataclasses import dataclass
-from datetime import timedelta
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from feedback import Flags
+from launching import as_rank
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from raremix import BufferedMixSampler, BufferEntries, RareMemoryBuffer
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def run(sampler_is_sharded: bool, rank: int) -> dict[str, object]:
@@ -58,23 +49,13 @@ def run(sampler_is_sharded: bool, rank: int) -> dict[str, object]:
     }
 
 
-def main(rank: int, init_file: str, results: str) -> None:
-    """Run both kinds of base and save what was seen."""
-    faulthandler.dump_traceback_later(75, exit=True)  # a hang shall say where it is
-    mix = BufferedMixSampler(range(10), RareMemoryBuffer(2), batch_size=5)  # before the group
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{init_file}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def seen_by(rank: int) -> dict[str, Any]:
+    """Run both kinds of base."""
     seen = {name: run(name == "sharded", rank) for name in ("shuffled", "sharded")}
-    seen["early"] = {"ids": [int(key) for key in sorted(mix)]}
-    torch.save(seen, results)
-    dist.barrier()  # who leaves early can take the other down
-    dist.destroy_process_group()
+    seen["early"] = {"ids": [int(key) for key in sorted(EARLY)]}
+    return seen
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    EARLY = BufferedMixSampler(range(10), RareMemoryBuffer(2), batch_size=5)  # before the group
+    as_rank(seen_by)

@@ -2,14 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -28,12 +26,6 @@ from raremix import Batch, BufferedMixSampler, BufferEntries, MixedLoader, RareM
 from raremix.errors import LoaderError, OptionError
 
 NUMBERS = TensorDataset(torch.arange(24))
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def cold() -> RareMemoryBuffer:

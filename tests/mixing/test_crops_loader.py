@@ -5,12 +5,12 @@ import gc
 import io
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from feedback import Flags
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
@@ -30,12 +30,6 @@ from raremix.seeds import seeded_generator
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 TRANSFORM = MultiCropTransform.from_views([View(6, scale=(0.3, 1.0)), View(4, scale=(0.1, 0.4))])
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def image(number: int) -> Tensor:

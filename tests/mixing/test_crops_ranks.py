@@ -1,41 +1,18 @@
 """Two processes that mix crops: equal steps, ids of their own, one buffer, draws that differ."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-
-import raremix
+from launching import run_ranks
 
 SCRIPT = Path(__file__).with_name("one_of_two_crops.py")
 
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")
 def test_two_ranks_share_a_buffer_and_give_no_id_twice(tmp_path: Path) -> None:
-    source = str(Path(raremix.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    results = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(tmp_path / "init"), str(results[rank])],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=90)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    one, two = (torch.load(result, weights_only=True) for result in results)
+    one, two = run_ranks(SCRIPT, folder=tmp_path)
     fresh = [id for each in (one, two) for row in each["fresh"] for id in row]
     assert len(fresh) == len(set(fresh)) == 2 * (4 + 11 * 2)
     assert one["held"] == two["held"]

@@ -2,14 +2,13 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from feedback import Flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler, TensorDataset
 
 from raremix import Batch, BufferedMixSampler, BufferEntries, MixedLoader, RareMemoryBuffer
@@ -18,12 +17,6 @@ from raremix.mixing.modes import Mode
 
 MODES: list[Mode] = ["replace", "stretch", "extend"]
 FILLER = -2
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 class Endless(Sampler[int]):

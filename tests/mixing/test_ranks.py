@@ -1,16 +1,11 @@
 """Two processes that train together: equal steps, disjoint shards, one and the same buffer."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-
-import raremix
+from launching import run_ranks
 
 SCRIPT = Path(__file__).with_name("one_of_two_ranks.py")
 
@@ -23,26 +18,7 @@ pytestmark = pytest.mark.skipif(
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    source = str(Path(raremix.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-    results = [folder / f"{rank}.pt" for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder / "init"), str(results[rank])],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=90)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(result, weights_only=True) for result in results]
+    return run_ranks(SCRIPT, folder=folder)
 
 
 KINDS = pytest.mark.parametrize("kind", ["shuffled", "sharded"])

@@ -1,11 +1,11 @@
 """A run that was saved anywhere and resumed equals the run that was never stopped."""
 
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from feedback import Flags
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -17,12 +17,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 BATCHES = 6  # an epoch: 22 rows in batches of 4, the last one short
 LAG = 5
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 Row = tuple[int, int, list[int], list[bool]]

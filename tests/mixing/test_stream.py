@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from feedback import Flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,12 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from raremix import Batch, BufferedMixSampler, BufferEntries, MixedLoader, RareMemoryBuffer
 from raremix.errors import LagError, OptionError
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def judge(ids: Tensor) -> Flags:

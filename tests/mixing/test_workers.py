@@ -2,11 +2,11 @@
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from feedback import Flags
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -16,12 +16,6 @@ from raremix.mixing import DrawnId
 
 # From Python 3.12 on, forking a process that has threads warns, and torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-@dataclass(frozen=True)
-class Flags:
-    scores: Tensor
-    is_rare: Tensor
 
 
 def judge(ids: Tensor) -> Flags:
