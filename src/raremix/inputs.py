@@ -164,8 +164,8 @@ def as_ids(value: ArrayLike | Sequence[int], *, caller: str, length: int | None 
     )
     if length is not None and ids.shape[0] != length:
         raise EmbeddingShapeError(
-            f"{caller} got {ids.shape[0]} ids for {length} rows; pass one id per row, and of several views of "
-            "an image the embeddings of one."
+            f"{caller} got {ids.shape[0]} ids for {length} rows; pass one id per row, and of "
+            "several views of an image the embeddings of one."
         )
     return ids
 

@@ -4,10 +4,13 @@ It draws nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["FILLER", "FRESH", "Batch", "DrawnId"]
+__all__ = ["FILLER", "FRESH", "Batch", "DrawnId", "fresh_batch"]
 
 FRESH, FILLER = -1, -2
 """What stands for the entry of a row that was not replayed."""
@@ -39,6 +42,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def fresh_batch(step: int, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> Batch:
+    """A batch without replays yet, on the CPU; it shares the memory of ``ids``."""
+    width = len(ids)
+    return Batch(
+        step,
+        torch.from_numpy(ids),
+        torch.from_numpy(np.zeros(width, bool)),
+        torch.from_numpy(np.full(width, FRESH)),
+        torch.from_numpy(np.ones(width, np.float32)),
+        torch.from_numpy(np.zeros(width, np.int64)),
+    )
 
 
 class DrawnId(int):

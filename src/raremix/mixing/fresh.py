@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raremix.errors import LoaderError
 from raremix.memory.entries import BufferEntries
-from raremix.mixing.batch import FILLER, FRESH, Batch
+from raremix.mixing.batch import FILLER, Batch, fresh_batch
 
 __all__ = ["described", "joined", "rows_that_give_way"]
 
@@ -60,18 +60,14 @@ def described(step: int, ids: Tensor, drawn: BufferEntries, written: Tensor) -> 
     Of the rows ``written`` the first are those of the entries drawn, the others are fillers.
     """
     places, fillers = written[: len(drawn)], written[len(drawn) :]
-    width = len(ids)
-    ids = ids.clone()
-    is_replay = torch.zeros(width, dtype=torch.bool, device="cpu")
-    entry = torch.full((width,), FRESH, dtype=torch.int64, device="cpu")
-    probability = torch.ones(width, device="cpu")
-    age = torch.zeros(width, dtype=torch.int64, device="cpu")
-    ids[places], is_replay[places], entry[fillers] = drawn.keys, True, FILLER
+    batch = fresh_batch(step, ids.clone().numpy())
+    batch.ids[places], batch.is_replay[places], batch.entry[fillers] = drawn.keys, True, FILLER
     # A source of the user's own may not know these.
-    if drawn.entry is not None:
-        entry[places] = drawn.entry
-    if drawn.probability is not None:
-        probability[places] = drawn.probability
-    if drawn.age is not None:
-        age[places] = drawn.age
-    return Batch(step, ids, is_replay, entry, probability, age)
+    for column, known in (
+        (batch.entry, drawn.entry),
+        (batch.probability, drawn.probability),
+        (batch.age, drawn.age),
+    ):
+        if known is not None:
+            column[places] = known
+    return batch

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
 from raremix.errors import LagError, LoaderError, OptionError, StateMismatchError
 from raremix.mixing.base import GivenSampler
 from raremix.mixing.batch import Batch
+from raremix.mixing.layouts import tensors
 from raremix.mixing.sampler import BufferedMixSampler
 from raremix.options import check_count
 from raremix.protocols import ReplaySource, RestorableSource, State
@@ -312,7 +312,7 @@ def _refuse_what_cannot_be_mixed(loader: DataLoader[Any]) -> None:
 def _check_rows(data: object, expected: int) -> None:
     """Refuse a batch whose rows were dropped or multiplied on the way."""
     shapes = []
-    for leaf in _tensors(data):
+    for leaf in tensors(data):
         # View-major layouts put all views into one tensor: a whole multiple of the rows. Beside
         # it a batch may hold tensors that have no rows, such as a temperature.
         if leaf.ndim and len(leaf) and len(leaf) % expected == 0:
@@ -324,16 +324,3 @@ def _check_rows(data: object, expected: int) -> None:
             f"{shapes}, so loader.batch would name the wrong rows; let the collate function keep "
             "every row, in order."
         )
-
-
-def _tensors(data: object) -> Iterator[Tensor]:
-    if isinstance(data, Tensor):
-        yield data
-        return
-    parts: Any = ()
-    if isinstance(data, Mapping):
-        parts = data.values()
-    elif isinstance(data, (list, tuple)):
-        parts = data
-    for part in parts:
-        yield from _tensors(part)

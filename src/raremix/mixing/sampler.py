@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from raremix import distributed
@@ -23,7 +22,7 @@ from raremix.errors import (
     StateMismatchError,
 )
 from raremix.mixing.base import BaseBatches, base_batches
-from raremix.mixing.batch import FILLER, FRESH, Batch, DrawnId
+from raremix.mixing.batch import FILLER, Batch, DrawnId, fresh_batch
 from raremix.mixing.modes import Mode, Plan
 from raremix.options import check_choice, check_count, check_number
 from raremix.protocols import ReplaySource, State
@@ -365,7 +364,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         wanted = self._plan.replays(len(fresh))
         if not wanted:
             self._drawn.append((0, 0))
-            return _batch(draw, np.array(fresh, np.int64))
+            return fresh_batch(draw, np.array(fresh, np.int64))
         seed = derive_seed(self.seed, self.rank, draw)
         taken = set(fresh)
         drawn = self.buffer.draw_ahead(
@@ -383,7 +382,7 @@ class BufferedMixSampler(DistributedSampler[int]):
             ids[:] = fresh
         else:
             ids[np.sort(places[wanted:])] = fresh
-        batch = _batch(draw, ids)
+        batch = fresh_batch(draw, ids)
         own, others = places[:count], places[count:wanted]
         ids[own] = drawn.keys
         batch.is_replay.numpy()[own] = True
@@ -484,16 +483,3 @@ class BufferedMixSampler(DistributedSampler[int]):
             "seed": self.seed,
             "lag": self.lag,
         }
-
-
-def _batch(draw: int, ids: "np.ndarray[Any, np.dtype[np.int64]]") -> Batch:
-    """A batch of fresh rows, which shares the memory of ``ids``."""
-    width = len(ids)
-    return Batch(
-        draw,
-        torch.from_numpy(ids),
-        torch.from_numpy(np.zeros(width, bool)),
-        torch.from_numpy(np.full(width, FRESH)),
-        torch.from_numpy(np.ones(width, np.float32)),
-        torch.from_numpy(np.zeros(width, np.int64)),
-    )
