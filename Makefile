@@ -10,7 +10,7 @@ help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # The stamp is remade when the dependencies or the compiled kernel change.
-$(VENV)/installed: pyproject.toml src/build_kernel.py src/raremix/neighbors/int16.c src/raremix/views/finish.c
+$(VENV)/installed: pyproject.toml src/build_kernel.py $(wildcard src/raremix/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing raremix, torch, the tools and what people train with: some minutes, about 7 GB with CUDA"

@@ -331,25 +331,35 @@ def long_tailed_digits() -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def load_data(settings: Settings) -> Data:
-    """Read the images; a draw of an image gives the same views whoever loads it, and when."""
-    views = raremix.MultiCropTransform(
+def make_views(settings: Settings) -> raremix.MultiCropTransform:
+    """DINO's views, or what little images survive of them."""
+    if settings.small_images:
+        wide = raremix.View(
+            settings.global_crop_size,
+            (settings.global_scale_min, settings.global_scale_max),
+            flip_p=settings.flip,
+        )
+        local = dataclasses.replace(
+            wide,
+            size=settings.local_crop_size,
+            scale=(settings.local_scale_min, settings.local_scale_max),
+        )
+        return raremix.MultiCropTransform.from_views([wide] * 2, [local] * settings.n_local_views)
+    return raremix.MultiCropTransform(
         global_crop_size=settings.global_crop_size,
         local_crop_size=settings.local_crop_size,
         n_local_views=settings.n_local_views,
         global_scale=(settings.global_scale_min, settings.global_scale_max),
         local_scale=(settings.local_scale_min, settings.local_scale_max),
     )
-    if settings.small_images:  # DINO's views, less what little images do not survive
-        gentle = [
-            dataclasses.replace(view, blur_p=0.0, solarize_p=0.0, flip_p=settings.flip)
-            for view in views.views
-        ]
-        views = raremix.MultiCropTransform.from_views(gentle[:2], gentle[2:])
+
+
+def load_data(settings: Settings, transform: Callable[..., Any]) -> Data:
+    """Read the images; a draw of an image gives the same views whoever loads it, and when."""
     side = settings.global_crop_size
     # Of a small image the centre is all there is; of a large one, DINO leaves out the border.
     plain = raremix.eval_transform(side, side if settings.small_images else round(side * 256 / 224))
-    options = {"transform": views, "seed": settings.seed}
+    options = {"transform": transform, "seed": settings.seed}
 
     if not settings.data:
         raise SystemExit("pass --data: an .npz of uint8 images, a folder of images, or digits")
@@ -406,7 +416,11 @@ class Run:
                 f"batch_size {settings.batch_size} must divide by {self.world} processes"
             )
 
-        self.data = load_data(settings)
+        # A GPU recolours a whole batch at once, and gets it as bytes. On a processor the workers, who
+        # have time while it trains, had better do that too.
+        self.views = make_views(settings)
+        self.deferred = self.device.type == "cuda"
+        self.data = load_data(settings, self.views.cut if self.deferred else self.views)
         loader = DataLoader(
             self.data.dataset,
             batch_size=settings.batch_size // self.world,
@@ -479,11 +493,11 @@ class Run:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", self.half) if self.use_half else nullcontext()
 
-    def train_step(self, views: list[Tensor]) -> tuple[float, Tensor]:
+    def train_step(self, batch: Any) -> tuple[float, Tensor]:
         """One step of DINO; returns the loss and the teacher's embeddings of the images."""
         s, progress = self.settings, self.step / self.steps_per_epoch
         self.set_rates(progress)
-        views = [view.to(self.device, non_blocking=True) for view in views]
+        views = self.views.finish(batch, device=self.device) if self.deferred else batch
         with self.autocast():
             with torch.no_grad():
                 features, targets = self.teacher(views[:2])

@@ -3,12 +3,13 @@
 It knows shapes and dtypes, not what the rows mean.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raremix.errors import EmbeddingShapeError
 
@@ -21,6 +22,7 @@ __all__ = [
     "check_embeddings",
     "finite_rows",
     "loses_digits",
+    "takes_argument",
     "what_is_not_finite",
 ]
 
@@ -236,3 +238,13 @@ def loses_digits(value: ArrayLike, rows: Tensor) -> bool:
     return bool(
         (lost.max() > 0.01 * spread.mean()) & torch.isfinite(lost.max()) & (spread.max() > 0)
     )
+
+
+def takes_argument(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function, or a module, names this argument; false where it does not tell."""
+    # The __call__ of a module takes anything; what it means is told by forward.
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return name in inspect.signature(called).parameters
+    except (TypeError, ValueError):
+        return False  # Some built-ins have no signature.

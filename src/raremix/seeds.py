@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "seeded_generator", "uniforms"]
+__all__ = ["derive_seed", "derive_seeds", "seeded_generator", "uniforms", "uniforms_of"]
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -33,11 +33,45 @@ def derive_seed(*parts: int) -> int:
     """
     state = 0
     for part in parts:
-        state = (state + (part & _MASK) + _GAMMA) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
+        state = _mixed(state + (part & _MASK))
     return state >> 1
+
+
+def derive_seeds(
+    *parts: int, last: "np.ndarray[Any, np.dtype[np.int64]]"
+) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Call ``derive_seed(*parts, number)`` for every number of ``last``, at once.
+
+    Returns:
+        Int64 of the shape of ``last``, from 0.
+
+    Example:
+        >>> derive_seeds(1, 2, last=np.array([3, 4])).tolist() == [derive_seed(1, 2, n) for n in (3, 4)]
+        True
+    """
+    state = 0
+    for part in parts:
+        state = _mixed(state + (part & _MASK))
+    states = last.astype(np.uint64) + np.uint64((state + _GAMMA) & _MASK)
+    _mix(states)
+    states ^= states >> _SHIFTS[2]
+    seeds: np.ndarray[Any, np.dtype[np.int64]] = (states >> np.uint64(1)).astype(np.int64)
+    return seeds
+
+
+def _mixed(state: int) -> int:
+    state = (state + _GAMMA) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
+def _mix(states: "np.ndarray[Any, np.dtype[np.uint64]]") -> None:
+    """All steps of ``_mixed`` but the first and the last, in place."""
+    states ^= states >> _SHIFTS[0]
+    states *= _FACTORS[1]
+    states ^= states >> _SHIFTS[1]
+    states *= _FACTORS[2]
 
 
 def seeded_generator(*parts: int) -> torch.Generator:
@@ -61,16 +95,34 @@ def uniforms(seed: int, count: int, *, start: int = 0) -> np.ndarray[Any, np.dty
         >>> uniforms(1, 2).tolist() == [*uniforms(1, 1), *uniforms(1, 1, start=1)]
         True
     """
+    return _drawn(_steps(start, count) + np.uint64(seed & _MASK))
+
+
+def uniforms_of(
+    seeds: "np.ndarray[Any, np.dtype[np.int64]]", count: int
+) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """The first ``count`` numbers of the streams of some seeds, (n,) to (n, count); see ``uniforms``.
+
+    Example:
+        >>> uniforms_of(np.array([1, 2]), 3)[1].tolist() == uniforms(2, 3).tolist()
+        True
+    """
+    return _drawn(seeds.astype(np.uint64)[:, None] + _steps(0, count))
+
+
+def _steps(start: int, count: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    steps: np.ndarray[Any, np.dtype[np.uint64]]
     if start + count <= len(_STEPS):
-        state = _STEPS[start : start + count] + np.uint64(seed & _MASK)
+        steps = _STEPS[start : start + count]
     else:
-        state = np.arange(start + 1, start + count + 1, dtype=np.uint64) * _FACTORS[0]
-        state += np.uint64(seed & _MASK)
-    state ^= state >> _SHIFTS[0]
-    state *= _FACTORS[1]
-    state ^= state >> _SHIFTS[1]
-    state *= _FACTORS[2]
-    state ^= state >> _SHIFTS[2]
-    state >>= _SHIFTS[3]
-    drawn: np.ndarray[Any, np.dtype[np.float64]] = state * 2.0**-53
-    return drawn
+        steps = np.arange(start + 1, start + count + 1, dtype=np.uint64) * _FACTORS[0]
+    return steps
+
+
+def _drawn(
+    states: "np.ndarray[Any, np.dtype[np.uint64]]",
+) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    _mix(states)
+    states ^= states >> _SHIFTS[2]
+    states >>= _SHIFTS[3]
+    return states.astype(np.float64) * 2.0**-53

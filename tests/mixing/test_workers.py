@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from raremix import Batch, BufferedMixSampler, BufferEntries, MixedLoader, RareMemoryBuffer
 from raremix.errors import LagError, LoaderError
 from raremix.mixing import DrawnId
+from raremix.mixing.base import GivenSampler
 
 # From Python 3.12 on, forking a process that has threads warns, and torch has threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -171,13 +172,15 @@ def test_ids_carry_their_draw_to_the_dataset(workers: int) -> None:
         Draws(), batch_size=4, num_workers=workers, multiprocessing_context=context
     )
     loader = BufferedMixSampler.wrap(base, buffer, replay=0.25, lag=4)
-    draws_of_five = []
-    for _ in range(3):
+    replays = []
+    for epoch in range(3):
         for ids, draws in loader:
+            is_replay = loader.batch.is_replay
             assert ids.tolist() == loader.batch.ids.tolist()
-            assert draws.tolist() == [loader.batch.step] * 4
-            draws_of_five += draws[ids == 5].tolist()
-    assert len(draws_of_five) == len(set(draws_of_five)) > 3
+            assert draws[~is_replay].tolist() == [epoch] * int((~is_replay).sum())
+            replays += draws[is_replay].tolist()
+    assert len(replays) == len(set(replays)) > 3
+    assert min(replays) > 2
 
 
 def test_a_subset_loses_the_draw_and_nothing_else() -> None:
@@ -194,12 +197,41 @@ def test_a_drawn_id_is_an_int_that_survives_pickling() -> None:
     assert [10, 11, 12][DrawnId(1, 3)] == 11
 
 
-def test_draws_differ_between_ranks() -> None:
-    def draws(rank: int) -> set[int]:
-        mix = BufferedMixSampler(
-            range(12), RareMemoryBuffer(2), batch_size=2, num_replicas=2, rank=rank
-        )
-        return {key.draw for batch in mix.lists() for key in batch if isinstance(key, DrawnId)}
+def _draws(base: Any, rank: int, **options: Any) -> dict[int, list[int]]:
+    """By id, the draws that one rank of two has for it in each of two epochs."""
+    buffer = RareMemoryBuffer(2)
+    buffer.admit(BufferEntries(torch.tensor([3, 5]), torch.ones(2)))
+    mix = BufferedMixSampler(base, buffer, num_replicas=2, rank=rank, lag=1, **options)
+    found: dict[int, list[int]] = {}
+    for _ in range(2):
+        for batch in mix.lists():
+            mix.deliver()
+            for key in batch:
+                assert isinstance(key, DrawnId)
+                found.setdefault(int(key), []).append(key.draw)
+    return found
 
-    assert draws(0) == {0, 2, 4}
-    assert draws(1) == {1, 3, 5}
+
+def test_a_fresh_row_of_a_dataset_is_drawn_by_its_epoch_on_every_rank() -> None:
+    for width in (2, 3):
+        ranks = [_draws(range(12), rank, batch_size=width, replay=0.0) for rank in range(2)]
+        for epoch in range(2):
+            fresh = [key for found in ranks for key, draws in found.items() if epoch in draws]
+            assert sorted(fresh) == list(range(12))
+
+
+def test_no_two_replays_are_drawn_alike_on_any_rank_nor_rows_of_a_foreign_sampler() -> None:
+    replays = [
+        draw
+        for rank in range(2)
+        for draws in _draws(range(12), rank, batch_size=2, replay=0.5, shuffle=False).values()
+        for draw in draws
+        if draw >= 2
+    ]
+    assert len(replays) == len(set(replays)) > 8
+    foreign = [
+        _draws(GivenSampler([7, 7, 8, 7]), rank, batch_size=2, replay=0.0) for rank in range(2)
+    ]
+    for found in foreign:
+        assert len(set(found[7])) == 4  # two batches of two epochs
+    assert not set(foreign[0][7]) & set(foreign[1][7])

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from raremix.errors import OptionError
-from raremix.views import View, ViewParameters
-from raremix.views.draws import draw_parameters
+from raremix.views import View, ViewParameters, from_rows, kernel
+from raremix.views.draws import ViewTable, draw_rows
 
 N = 4000
 VIEW = View(
@@ -20,13 +19,16 @@ VIEW = View(
 )
 
 
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draw_parameters(
+    views: Sequence[View], *, height: int, width: int, seed: int = 0
+) -> list[ViewParameters]:
+    rows = draw_rows(ViewTable(views), height=height, width=width, seeds=torch.tensor([seed]))
+    return from_rows(rows[0])
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[ViewParameters]:
-    return draw_parameters([VIEW] * N, height=300, width=400, generator=_generator())
+    return draw_parameters([VIEW] * N, height=300, width=400)
 
 
 def _distance(first: Sequence[float], second: Sequence[float]) -> float:
@@ -103,7 +105,7 @@ def test_changes_are_independent_of_each_other(rows: list[ViewParameters]) -> No
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (12, 9), (40, 400)])
 def test_boxes_are_distributed_as_those_of_torchvision(height: int, width: int) -> None:
-    rows = draw_parameters([VIEW] * N, height=height, width=width, generator=_generator(1))
+    rows = draw_parameters([VIEW] * N, height=height, width=width, seed=1)
     image = torch.empty(3, height, width, device="meta")
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -134,7 +136,7 @@ def test_boxes_lie_inside_the_image_and_keep_area_and_shape_or_fall_back_to_the_
     height: int, width: int, scale: list[float], ratio: list[float], seed: int
 ) -> None:
     view = View(size=8, scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1]))
-    rows = draw_parameters([view] * 4, height=height, width=width, generator=_generator(seed))
+    rows = draw_parameters([view] * 4, height=height, width=width, seed=seed)
     for left, top, right, bottom in _boxes(rows):
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
@@ -153,28 +155,28 @@ def test_boxes_lie_inside_the_image_and_keep_area_and_shape_or_fall_back_to_the_
 
 def test_a_wide_image_falls_back_to_its_middle_in_the_widest_shape() -> None:
     view = View(size=8, scale=(0.9, 1.0), ratio=(0.5, 2.0))
-    (row,) = draw_parameters([view], height=10, width=1000, generator=_generator())
+    (row,) = draw_parameters([view], height=10, width=1000)
     assert row.box == (490, 0, 510, 10)
-    (row,) = draw_parameters([view], height=1000, width=10, generator=_generator())
+    (row,) = draw_parameters([view], height=1000, width=10)
     assert row.box == (0, 490, 10, 510)
 
 
 def test_one_pixel_is_cropped_whole_by_every_shape() -> None:
     for ratio in ((0.1, 0.2), (3 / 4, 4 / 3), (4.0, 5.0)):
         view = View(size=8, scale=(0.01, 1.0), ratio=ratio)
-        (row,) = draw_parameters([view], height=1, width=1, generator=_generator())
+        (row,) = draw_parameters([view], height=1, width=1)
         assert row.box == (0, 0, 1, 1)
 
 
 def test_a_strength_of_zero_leaves_its_change_out() -> None:
     view = View(size=8, scale=(0.5, 1.0), jitter_p=1.0, brightness=0, hue=0)
-    rows = draw_parameters([view] * 20, height=9, width=9, generator=_generator())
+    rows = draw_parameters([view] * 20, height=9, width=9)
     assert {name for row in rows for name, _ in row.jitter} == {"contrast", "saturation"}
 
 
 def test_a_strength_above_one_never_draws_a_negative_factor() -> None:
     view = View(size=8, scale=(0.5, 1.0), jitter_p=1.0, brightness=3.0)
-    rows = draw_parameters([view] * 200, height=9, width=9, generator=_generator())
+    rows = draw_parameters([view] * 200, height=9, width=9)
     factors = [dict(row.jitter)["brightness"] for row in rows]
     assert 0 <= min(factors) < 0.5
     assert 3.5 < max(factors) <= 4
@@ -184,35 +186,99 @@ def test_probabilities_of_zero_and_one_are_never_and_always() -> None:
     never = View(8, (0.5, 1.0), flip_p=0, jitter_p=0, grayscale_p=0, blur_p=0, solarize_p=0)
     always = View(8, (0.5, 1.0), flip_p=1, jitter_p=1, grayscale_p=1, blur_p=1, solarize_p=1)
     for view, fires in ((never, False), (always, True)):
-        for row in draw_parameters([view] * 50, height=9, width=9, generator=_generator()):
+        for row in draw_parameters([view] * 50, height=9, width=9):
             done = (row.flipped, row.jitter, row.grayscale, row.blur_sigma, row.solarized)
             assert [bool(change) for change in done] == [fires] * 5
 
 
-def test_the_next_image_is_drawn_alike_whatever_this_one_was() -> None:
-    drawn = []
-    for height, width in ((5, 2000), (300, 300)):
-        generator = _generator(3)
-        draw_parameters([VIEW] * 3, height=height, width=width, generator=generator)
-        drawn.append(draw_parameters([VIEW], height=50, width=60, generator=generator))
-    assert drawn[0] == drawn[1]
+def test_a_view_is_drawn_alike_whatever_stands_beside_it() -> None:
+    other = View(size=8, scale=(0.5, 1.0), hue=0.0)
+    (alone,) = draw_parameters([VIEW], height=50, width=60)
+    assert draw_parameters([VIEW, other, VIEW], height=50, width=60)[0] == alone
+    rows = draw_rows(ViewTable([None, VIEW]), height=50, width=60, seeds=torch.tensor([0]))
+    assert from_rows(rows[0]) == [draw_parameters([other, VIEW], height=50, width=60)[1]]
+
+
+def test_an_image_is_drawn_alike_whatever_stands_beside_it() -> None:
+    table, seeds = ViewTable([VIEW] * 3), torch.tensor([5, 2**63 - 1, 0, 5])
+    together = draw_rows(table, height=50, width=60, seeds=seeds)
+    for seed, rows in zip(seeds, together, strict=True):
+        alone = draw_rows(table, height=50, width=60, seeds=seed[None])
+        assert torch.equal(alone[0], rows)
+    assert draw_rows(table, height=5, width=6, seeds=seeds[:0]).shape == (0, 3, 19)
 
 
 def test_the_drawn_numbers_do_not_change_between_versions_or_machines() -> None:
-    (row,) = draw_parameters([VIEW], height=300, width=400, generator=_generator(8))
-    assert row.box == (29, 6, 277, 244)
-    assert [name for name, _ in row.jitter] == ["saturation", "contrast", "hue", "brightness"]
+    (row,) = draw_parameters([VIEW], height=300, width=400, seed=8)
+    assert row.box == (92, 59, 321, 274)
+    assert [name for name, _ in row.jitter] == ["hue", "contrast", "saturation", "brightness"]
 
 
-def test_a_generator_elsewhere_than_on_the_cpu_is_refused() -> None:
-    class Elsewhere:
-        device = torch.device("cuda", 0)
+@pytest.mark.skipif(not kernel.runs(), reason="the kernel is not built here")
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(1, 2000),
+    width=st.integers(1, 2000),
+    ratio=st.tuples(st.floats(0.2, 5.0), st.floats(0.2, 5.0)).map(sorted),
+    strengths=st.tuples(*[st.sampled_from([0.0, 0.2, 0.5, 1.7])] * 4),
+    strong=st.booleans(),
+    first_seed=st.integers(0, 2**62),
+)
+def test_the_kernel_draws_the_same_numbers_as_numpy(
+    height: int,
+    width: int,
+    ratio: list[float],
+    strengths: tuple[float, float, float, float],
+    strong: bool,
+    first_seed: int,
+) -> None:
+    brightness, contrast, saturation, hue = strengths
+    view = View(
+        8,
+        (0.05, 0.9),
+        (ratio[0], ratio[1]),
+        interpolation="bilinear",
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=min(hue, 0.5),
+        blur_p=0.4,
+        blur_radius=4,
+        solarize_p=0.3,
+    )
+    table, seeds = ViewTable([None, VIEW, view]), torch.arange(first_seed, first_seed + 40)
+    strength = torch.linspace(0, 3, 40, dtype=torch.float64) if strong else None
+    drawn = draw_rows(table, height=height, width=width, seeds=seeds, strength=strength)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "runs", lambda: False)
+        expected = draw_rows(table, height=height, width=width, seeds=seeds, strength=strength)
+    assert torch.equal(drawn, expected)
 
-    with pytest.raises(OptionError, match="f expects a generator on the CPU, got one on cuda:0"):
-        draw_parameters(
-            [VIEW],
-            height=9,
-            width=9,
-            generator=Elsewhere(),  # type: ignore[arg-type]  # No GPU is needed to refuse one.
-            caller="f",
+
+def test_strength_widens_the_spans_and_raises_the_chances() -> None:
+    table, seeds = ViewTable([VIEW]), torch.arange(N)
+    half, double = (
+        from_rows(
+            draw_rows(
+                table,
+                height=90,
+                width=90,
+                seeds=seeds,
+                strength=torch.full((N,), strength, dtype=torch.float64),
+            )[:, 0]
         )
+        for strength in (0.5, 2.0)
+    )
+    assert _boxes(half) == _boxes(double)
+    for rows, by in ((half, 0.5), (double, 2.0)):
+        for name, p in (
+            ("grayscale", 0.2),
+            ("blur_sigma", 0.1),
+            ("solarized", 0.3),
+            ("jitter", 0.8),
+        ):
+            share = sum(bool(getattr(row, name)) for row in rows) / N
+            p = min(p * by, 1.0)
+            assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / N)
+        factors = [dict(row.jitter)["brightness"] for row in rows if row.jitter]
+        assert 0.95 * 0.4 * by < max(factors) - 1 <= 0.4 * by

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as oracle
 
 from raremix.views import ViewParameters
@@ -36,7 +37,7 @@ def _floats() -> Tensor:
 
 
 def _view(image: Tensor, parameters: ViewParameters) -> Tensor:
-    return ours.recolour(ours.resized_crop(image, parameters.box, parameters.size), parameters)
+    return ours.recolour(ours.resized_crop(image, parameters), parameters)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4, 3.0])
@@ -96,6 +97,12 @@ def test_blur_equals_that_of_torchvision_with_a_wide_kernel(sigma: float) -> Non
     )
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_blur_of_a_given_reach_equals_that_of_torchvision(sigma: float) -> None:
+    expected = oracle.gaussian_blur(_floats(), [9, 9], [sigma, sigma])
+    torch.testing.assert_close(ours.gaussian_blur(_floats(), sigma, 4), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_blur_of_a_few_pixels_keeps_a_flat_image_flat(size: int) -> None:
     flat = torch.full((3, size, size), 0.3)
@@ -110,21 +117,35 @@ def test_crops_are_resized_as_pil_resizes_them(box: tuple[int, int, int, int], s
     image = _bytes()
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     expected = np.asarray(picture.crop(box).resize((size, size), Image.Resampling.BICUBIC))
-    resized = ours.resized_crop(image, box, size).permute(1, 2, 0).numpy()
+    resized = ours.resized_crop(image, ViewParameters(box, size)).permute(1, 2, 0).numpy()
     difference = np.abs(resized.astype(int) - expected.astype(int))
-    assert difference.max() <= 2
-    assert difference.mean() < 0.2
+    # PIL rounds and clips to bytes between its two passes, which shows beside the hardest edges.
+    assert difference.mean() < 0.8
+    assert (difference > 2).mean() < 0.08
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [1, 8, 32, 96])
+def test_crops_are_resized_as_torchvision_resizes_floats(size: int, mode: str) -> None:
+    box = (3, 5, 50, 40)
+    expected = oracle.resized_crop(
+        _bytes().float(), 5, 3, 35, 47, [size, size], InterpolationMode(mode), antialias=True
+    )
+    parameters = ViewParameters(box, size, bilinear=mode == "bilinear")
+    assert torch.equal(
+        ours.resized_crop(_bytes(), parameters), expected.round().clamp(0, 255).to(torch.uint8)
+    )
 
 
 def test_crops_do_not_depend_on_how_the_image_lies_in_memory() -> None:
-    box = (3, 5, 50, 40)
-    planes = ours.resized_crop(_bytes().contiguous(), box, 16)
-    assert torch.equal(ours.resized_crop(_bytes(), box, 16), planes)
+    parameters = ViewParameters((3, 5, 50, 40), 16)
+    planes = ours.resized_crop(_bytes().contiguous(), parameters)
+    assert torch.equal(ours.resized_crop(_bytes(), parameters), planes)
 
 
 def test_a_view_without_changes_is_the_resized_crop() -> None:
     view = _view(_bytes(), ViewParameters(FULL, 16))
-    assert torch.equal(view, ours.resized_crop(_bytes(), FULL, 16) / 255)
+    assert torch.equal(view, ours.resized_crop(_bytes(), ViewParameters(FULL, 16)) / 255)
 
 
 def test_changes_are_made_in_the_order_of_dino() -> None:
@@ -137,8 +158,8 @@ def test_changes_are_made_in_the_order_of_dino() -> None:
         blur_sigma=0.8,
         solarized=True,
     )
-    expected = ours.resized_crop(_bytes(), parameters.box, 24).float() / 255
-    expected = oracle.hflip(expected)
+    expected = oracle.hflip(ours.resized_crop(_bytes(), ViewParameters(parameters.box, 24)))
+    expected = expected.float() / 255
     expected = oracle.adjust_contrast(oracle.adjust_hue(expected, 0.07), 1.3)
     expected = oracle.adjust_saturation(oracle.adjust_brightness(expected, 0.8), 1.1)
     expected = oracle.rgb_to_grayscale(expected, num_output_channels=3)

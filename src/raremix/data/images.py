@@ -40,7 +40,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         transform: Called on the RGB PIL image. Without one, uint8 tensors of shape
             (3, height, width) are delivered.
         seed: Makes views a function of (seed, draw, id) alone, for any number of workers; the
-            transform must take ``generator=``.
+            transform must take ``seed=`` or ``generator=``.
 
     Attributes:
         root: The folder.
@@ -52,7 +52,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     Raises:
         FileFormatError: If ``root`` is no folder, or holds no image; when an image is asked for
             that cannot be decoded.
-        OptionError: If a seed is given and the transform takes no generator.
+        OptionError: If a seed is given and the transform takes neither.
     """
 
     def __init__(
@@ -79,6 +79,14 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.class_names, self.labels = _folder_classes(self.root, self.paths)
         self._apply = SeededTransform(transform, seed=seed, caller="ImageFiles")
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draw of plain ids, also in workers that run already; 0 at first.
+
+        Call it before each epoch, or views repeat themselves. Ids of a ``BufferedMixSampler`` know
+        their draw, and need no call.
+        """
+        self._apply.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -102,12 +110,12 @@ class ImageArrays(Dataset[tuple[Any, int]]):
         transform: Called on the uint8 tensor of shape (3, height, width). Without one, that tensor
             is delivered: a view of ``images`` with channels-last strides, grey ones repeated.
         seed: Makes views a function of (seed, draw, id) alone, for any number of workers; the
-            transform must take ``generator=``.
+            transform must take ``seed=`` or ``generator=``.
 
     Raises:
         ImageInputError: If ``images`` has another shape or dtype.
         LabelError: If there are not as many labels as images, or they are no whole numbers.
-        OptionError: If a seed is given and the transform takes no generator.
+        OptionError: If a seed is given and the transform takes neither.
 
     Example:
         >>> import numpy as np
@@ -132,6 +140,14 @@ class ImageArrays(Dataset[tuple[Any, int]]):
         self.labels = None if labels is None else _as_labels(labels, len(array))
         self.class_names = list(class_names)
         self._apply = SeededTransform(transform, seed=seed, caller="ImageArrays")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draw of plain ids, also in workers that run already; 0 at first.
+
+        Call it before each epoch, or views repeat themselves. Ids of a ``BufferedMixSampler`` know
+        their draw, and need no call.
+        """
+        self._apply.set_epoch(epoch)
 
     @classmethod
     def from_npz(

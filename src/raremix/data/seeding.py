@@ -1,60 +1,71 @@
 """Applies a transform so that its result depends on a seed, a draw number and an id alone.
 
 torch seeds each loader worker on its own, so views usually change with ``num_workers``. Here each
-call of a transform that takes ``generator=`` gets one made for just that draw of just that sample.
+call of a transform that takes ``seed=`` or ``generator=`` gets one for just that draw of just that
+sample.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
 
 from raremix.errors import OptionError
-from raremix.seeds import seeded_generator
+from raremix.inputs import takes_argument
+from raremix.options import check_count
+from raremix.seeds import derive_seed, seeded_generator
 
 __all__ = ["SeededTransform"]
 
 
 class SeededTransform:
-    """A transform, and the generator each of its calls gets.
+    """A transform, and the seed each of its calls gets.
 
     Args:
-        transform: Anything callable on an image, or None to hand images on.
+        transform: Anything callable on an image, or None to hand images on. If it names an argument
+            ``id``, it gets the id too.
         seed: Makes every result a pure function of (seed, draw, id), for any number of workers;
-            the transform must then take ``generator=``. None leaves the transform to itself.
+            the transform must then take ``seed=`` or ``generator=``. None leaves it to itself.
         caller: The call to name in an error.
 
     Raises:
-        OptionError: If a seed is given and the transform takes no ``generator``.
+        OptionError: If a seed is given and the transform takes none.
     """
 
     def __init__(
         self, transform: Callable[..., Any] | None, *, seed: int | None, caller: str
     ) -> None:
-        if transform is not None and seed is not None and not _takes_generator(transform):
+        takes = {
+            name: transform is not None and takes_argument(transform, name)
+            for name in ("seed", "generator", "id")
+        }
+        if transform is not None and seed is not None and not (takes["seed"] or takes["generator"]):
             raise OptionError(
                 f"{caller} got seed={seed} and a transform ({type(transform).__name__}) that takes "
-                "no generator=, so its views could not follow the seed. Pass one that does, such "
-                "as MultiCropTransform, or leave out seed."
+                "neither seed= nor generator=, so its views could not follow the seed. Pass one that "
+                "does, such as MultiCropTransform, or leave out seed."
             )
         self.transform = transform
         self.seed = seed
+        self._takes = takes
+        # Workers that live on from epoch to epoch must see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu")
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # torch does not say
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draw of ids that know none, also in workers that run already."""
+        self._epoch[0] = check_count("set_epoch", "epoch", epoch, least=0)
 
     def __call__(self, image: Any, id: int) -> Any:
         """Transform one image; ``id.draw``, where a sampler set it, counts the draws."""
         if self.transform is None:
             return image
-        if self.seed is None:
-            return self.transform(image)
-        draw = int(getattr(id, "draw", 0))
-        return self.transform(image, generator=seeded_generator(self.seed, draw, int(id)))
-
-
-def _takes_generator(transform: Callable[..., Any]) -> bool:
-    # The __call__ of a module takes anything; what it means is told by forward.
-    called = transform.forward if isinstance(transform, nn.Module) else transform
-    try:
-        return "generator" in inspect.signature(called).parameters
-    except (TypeError, ValueError):
-        return False  # Some built-ins have no signature.
+        options: dict[str, Any] = {"id": int(id)} if self._takes["id"] else {}
+        if self.seed is not None:
+            draw = getattr(id, "draw", None)
+            parts = self.seed, int(self._epoch) if draw is None else int(draw), int(id)
+            if self._takes["seed"]:
+                options["seed"] = derive_seed(*parts)
+            else:
+                options["generator"] = seeded_generator(*parts)
+        return self.transform(image, **options)

@@ -53,6 +53,10 @@ class BaseBatches(Protocol):
         """Rows of a full batch, if that is known."""
 
     @property
+    def gives_once(self) -> bool:
+        """Whether an epoch is known to give each id once, but for some that fill up the ranks."""
+
+    @property
     def order(self) -> str:
         """What a state must fit: how the ids are ordered and cut."""
 
@@ -90,6 +94,11 @@ class SizedBatches:
     def rows(self) -> int:
         """See ``BaseBatches``."""
         return -(-len(self._source) // self._ranks()[1])
+
+    @property
+    def gives_once(self) -> bool:
+        """See ``BaseBatches``."""
+        return True
 
     def known_ids(self) -> int | None:
         """See ``BaseBatches``."""
@@ -166,6 +175,11 @@ class SampledBatches:
                 "has none; the loader runs all the same."
             )
         return len(self._sampler) * (self._width() if self._batch_size is None else 1)
+
+    @property
+    def gives_once(self) -> bool:
+        """See ``BaseBatches``."""
+        return False
 
     def known_ids(self) -> int | None:
         """See ``BaseBatches``."""

@@ -64,7 +64,9 @@ class DrawnId(int):
     differ, and yet every run is the same. Everywhere else it is a plain integer.
 
     Attributes:
-        draw: Number of the batch it was drawn for, different on every rank.
+        draw: The epoch, for a fresh row of a dataset that gives each id once in an epoch: its views are
+            then the same whatever the number of ranks and the size of batches. Otherwise a number from
+            2**32 that only the rows of this batch of this rank have.
     """
 
     draw: int

@@ -22,7 +22,7 @@ from raremix.errors import (
     StateMismatchError,
 )
 from raremix.mixing.base import BaseBatches, base_batches
-from raremix.mixing.batch import FILLER, Batch, DrawnId, fresh_batch
+from raremix.mixing.batch import FILLER, FRESH, Batch, DrawnId, fresh_batch
 from raremix.mixing.modes import Mode, Plan
 from raremix.options import check_choice, check_count, check_number
 from raremix.protocols import ReplaySource, State
@@ -36,6 +36,8 @@ __all__ = ["DEFAULT_LAG", "BufferedMixSampler"]
 
 # Enough for 15 workers that prefetch two batches each; a smaller lag listens sooner.
 DEFAULT_LAG = 32
+# Draws below are epochs; from here on, each is of one batch of one rank.
+_OTHER_DRAWS = 1 << 32
 
 _BatchT = TypeVar("_BatchT")
 
@@ -244,8 +246,13 @@ class BufferedMixSampler(DistributedSampler[int]):
     def lists(self) -> Iterator[list[int]]:
         """The mixed batches as lists of ids that remember their draw; for a batch sampler."""
         for batch in self.batches():
-            draw = batch.step * self.num_replicas + self.rank
-            yield [DrawnId(key, draw) for key in batch.ids.tolist()]
+            other = _OTHER_DRAWS + batch.step * self.num_replicas + self.rank
+            # A fresh row is drawn once in its epoch, whatever rank or batch it falls to.
+            fresh = self.epoch if self._base.gives_once else other
+            yield [
+                DrawnId(key, fresh if entry == FRESH else other)
+                for key, entry in zip(batch.ids.tolist(), batch.entry.tolist(), strict=True)
+            ]
 
     def batches(self) -> Iterator[Batch]:
         """Draw the batches of the epoch, lazily; nothing happens before the first is asked for."""

@@ -1,149 +1,238 @@
-"""Draws what is to be done to make each view, from a generator and the size of the image.
+"""Draws what is to be done to make each view, from a seed and the size of the image.
 
-It sees no pixels: what is drawn here can be applied later, elsewhere, by ``raremix.views.pixels``.
+It sees no pixels: what is drawn here can be applied later, elsewhere. The kernel draws the same
+numbers many times as fast, where there is one.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from raremix.errors import OptionError
+from raremix.seeds import uniforms_of
+from raremix.views import kernel
+from raremix.views.rows import COLUMNS, KINDS
 from raremix.views.view import View
 
-__all__ = ["Box", "ViewParameters", "draw_parameters"]
+__all__ = ["ViewTable", "draw_rows"]
 
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom edge in source pixels, right and bottom exclusive."""
+_Floats = np.ndarray[Any, np.dtype[np.float64]]
+_Rows = np.ndarray[Any, np.dtype[np.float32]]
+_Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 # As in torchvision's RandomResizedCrop, which gives up on a fitting box after ten tries.
 _TRIES = 10
 _NUMBERS_PER_TRY = 4
-_OTHER_NUMBERS = 11
-_ORDERS = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
+_FIRST_OTHER = _TRIES * _NUMBERS_PER_TRY
+_FLIP, _JITTER, _FACTORS, _ORDER, _GRAY, _BLUR, _SIGMA, _SOLAR = 40, 41, 42, 46, 47, 48, 49, 50
+_NUMBERS = 51
+_ORDERS = np.array(list(permutations(range(len(KINDS)))))
+_FIRST_KIND = COLUMNS.index("kind_0")
+_AT = {name: COLUMNS.index(name) for name in COLUMNS}
 
 
-@dataclass(frozen=True)
-class ViewParameters:
-    """All that was drawn for one view: with the image, it determines every pixel.
-
-    Attributes:
-        box: Left, top, right and bottom edge of the crop in source pixels, whole numbers, right
-            and bottom exclusive.
-        size: Side of the view in pixels.
-        flipped: Whether the view is mirrored left to right, after the crop.
-        jitter: The colour changes in the order they are made, each with its factor (brightness,
-            contrast, saturation: 1 changes nothing) or its turn (hue, in turns, 0 changes
-            nothing); empty where none are made.
-        grayscale: Whether the colours are taken away.
-        blur_sigma: Standard deviation of the blur in pixels of the view; 0 for none.
-        solarized: Whether values of 128 and more, of 255, are inverted.
-    """
-
-    box: Box
-    size: int
-    flipped: bool = False
-    jitter: tuple[tuple[str, float], ...] = ()
-    grayscale: bool = False
-    blur_sigma: float = 0.0
-    solarized: bool = False
-
-
-def draw_parameters(
-    views: Sequence[View],
-    *,
-    height: int,
-    width: int,
-    generator: torch.Generator | None = None,
-    caller: str = "draw_parameters",
-) -> list[ViewParameters]:
-    """Draw the parameters of every view of one image.
-
-    Every image takes the same count of numbers from the generator, whatever they decide. So the
-    parameters of the next image do not depend on the size or luck of this one.
+class ViewTable:
+    """The options of some views side by side, for drawing them together.
 
     Args:
-        views: The views to make, in order.
-        height: Height of the image in pixels, at least 1.
-        width: Width of the image in pixels, at least 1.
-        generator: A generator on the CPU; torch's default one where it is None.
-        caller: The call to name in an error.
+        views: The views, in order; None where one is made by other means, and drawn as nothing.
+    """
 
-    Raises:
-        OptionError: If the generator is not one of the CPU.
+    def __init__(self, views: Sequence[View | None]) -> None:
+        self.places = np.array([at for at, view in enumerate(views) if view is not None], np.int64)
+        self.numbers = len(views) * _NUMBERS
+        given = [view for view in views if view is not None]
+        self.scale = _pairs([view.scale for view in given])
+        self.log_ratio = np.log(_pairs([view.ratio for view in given]))
+        self.ratio = _pairs([view.ratio for view in given])
+        self.sigma = _pairs([view.blur_sigma for view in given])
+        self.strengths = np.array(
+            [[getattr(view, name) for name in KINDS] for view in given], np.float64
+        ).reshape(-1, len(KINDS))
+        self.all_strong = bool((self.strengths > 0).all())
+        self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p, self.solarize_p = (
+            np.array([getattr(view, name) for view in given], np.float64)
+            for name in ("flip_p", "jitter_p", "grayscale_p", "blur_p", "solarize_p")
+        )
+        self.blank = np.zeros((len(given), len(COLUMNS)), np.float32)
+        self.blank[:, _AT["size"]] = [view.size for view in given]
+        self.blank[:, _AT["bilinear"]] = [view.interpolation == "bilinear" for view in given]
+        self.blank[:, _AT["blur_radius"]] = [view.blur_radius or 0 for view in given]
+        self.blank[:, _FIRST_KIND::2] = -1
+        # As the struct View of draw.c.
+        columns = [
+            *(self.scale, self.log_ratio, self.ratio, self.sigma, self.strengths),
+            *(self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p, self.solarize_p),
+            *(self.blank[:, _AT[name]] for name in ("size", "bilinear", "blur_radius")),
+            self.places,
+        ]
+        self.flat = torch.from_numpy(np.column_stack(columns).astype(np.float64))
+
+
+def draw_rows(
+    table: ViewTable, *, height: int, width: int, seeds: Tensor, strength: Tensor | None = None
+) -> Tensor:
+    """Draw the parameters of every view of some images of one size.
+
+    The numbers behind them are a function of the seed of the image and the place of the view alone:
+    a view is the same whatever other images and views are drawn, and whatever their luck.
+
+    Args:
+        table: The views to make.
+        height: Height of the images in pixels, at least 1.
+        width: Width of the images in pixels, at least 1.
+        seeds: Int64 of shape (n,) on the CPU, from 0.
+        strength: Float64 of shape (n,), at least 0: how many times as strong as described the changes
+            of colour are, as in ``MultiCropTransform.__call__``; 1 for all if None.
+
+    Returns:
+        Float32 of shape (n, views, 19), columns as ``COLUMNS`` says.
 
     Source:
         The crop: ``RandomResizedCrop.get_params`` of torchvision,
         https://github.com/pytorch/vision/blob/main/torchvision/transforms/transforms.py.
     """
-    if generator is not None and generator.device.type != "cpu":
-        raise OptionError(
-            f"{caller} expects a generator on the CPU, got one on {generator.device}; make it "
-            "with torch.Generator()."
+    shape = (len(seeds), *table.blank.shape)
+    rows = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if kernel.runs():
+        kernel.draw(table.flat, rows, seeds, height, width, strength)
+    else:
+        by = None if strength is None else strength.numpy()
+        _draw(rows.numpy(), table, height, width, seeds.numpy(), by)
+    return rows
+
+
+def _draw(
+    rows: "_Rows",
+    table: ViewTable,
+    height: int,
+    width: int,
+    seeds: "_Ints",
+    strength: "_Floats | None",
+) -> None:
+    n, count = len(seeds), len(table.places)
+    drawn = uniforms_of(seeds, table.numbers).reshape(n, -1, _NUMBERS)
+    if count * _NUMBERS != table.numbers:
+        # In order, so that boxes are too, and can be written to through another shape.
+        drawn = np.ascontiguousarray(drawn[:, table.places])
+    rows[:] = table.blank
+    rows[..., :4] = _boxes(table, drawn, height, width)
+    jitter_p, gray_p, blur_p, solar_p = (
+        table.jitter_p,
+        table.grayscale_p,
+        table.blur_p,
+        table.solarize_p,
+    )
+    strengths: _Floats = table.strengths
+    if strength is not None:
+        # Chances above one are as good as one.
+        by = strength[:, None]
+        jitter_p, gray_p, blur_p, solar_p = (p * by for p in (jitter_p, gray_p, blur_p, solar_p))
+        strengths = strengths * by[..., None]
+    rows[..., _AT["flipped"]] = drawn[..., _FLIP] < table.flip_p
+    rows[..., _AT["grayscale"]] = drawn[..., _GRAY] < gray_p
+    rows[..., _AT["solarized"]] = drawn[..., _SOLAR] < solar_p
+    sigma = _between(table.sigma, drawn[..., _SIGMA])
+    rows[..., _AT["blur_sigma"]] = sigma * (drawn[..., _BLUR] < blur_p)
+    _put_jitter(rows, table, drawn, strengths, drawn[..., _JITTER] < jitter_p)
+
+
+def _put_jitter(
+    rows: "_Rows",
+    table: ViewTable,
+    drawn: "_Floats",
+    strengths: "_Floats",
+    jittered: "np.ndarray[Any, np.dtype[np.bool_]]",
+) -> None:
+    # A factor never turns negative, and a hue never more than half around.
+    low, high = 1 - strengths, 1 + strengths
+    low[..., 3], high[..., 3] = -strengths[..., 3], strengths[..., 3]
+    np.maximum(low, _LEAST, out=low)
+    np.minimum(high, _MOST, out=high)
+    factors = low + (high - low) * drawn[..., _FACTORS : _FACTORS + len(KINDS)]
+    kinds = _ORDERS[(drawn[..., _ORDER] * len(_ORDERS)).astype(np.int64)]
+    factors = np.take_along_axis(factors, kinds, axis=-1)
+    done = jittered[..., None]
+    if not table.all_strong:
+        strong = np.broadcast_to(table.strengths > 0, kinds.shape)
+        strong = np.take_along_axis(strong, kinds, axis=-1)
+        # What is left out goes to the end, the others keep their order.
+        order = np.argsort(~strong, axis=-1, kind="stable")
+        kinds, factors, strong = (
+            np.take_along_axis(values, order, axis=-1) for values in (kinds, factors, strong)
         )
-    numbers = torch.rand(
-        (len(views), _TRIES * _NUMBERS_PER_TRY + _OTHER_NUMBERS),
-        generator=generator,
-        dtype=torch.float64,
-        device="cpu",  # Whatever torch.set_default_device says.
-    )
-    return [
-        _draw_view(view, row, height=height, width=width)
-        for view, row in zip(views, numbers.tolist(), strict=True)
-    ]
+        done = done & strong
+    rows[..., _FIRST_KIND::2] = np.where(done, kinds, -1)
+    rows[..., _FIRST_KIND + 1 :: 2] = np.where(done, factors, 0)
 
 
-def _draw_view(view: View, row: list[float], *, height: int, width: int) -> ViewParameters:
-    split = _TRIES * _NUMBERS_PER_TRY
-    box = _draw_box(view, row[:split], height=height, width=width)
-    flip, jittered, brightness, contrast, saturation, hue, order, gray, blur, sigma, solar = row[
-        split:
-    ]
-    jitter: tuple[tuple[str, float], ...] = ()
-    if jittered < view.jitter_p:
-        factors = {
-            "brightness": _between(max(0.0, 1 - view.brightness), 1 + view.brightness, brightness),
-            "contrast": _between(max(0.0, 1 - view.contrast), 1 + view.contrast, contrast),
-            "saturation": _between(max(0.0, 1 - view.saturation), 1 + view.saturation, saturation),
-            "hue": _between(-view.hue, view.hue, hue),
-        }
-        strengths = {name: getattr(view, name) for name in factors}
-        names = _ORDERS[int(order * len(_ORDERS))]
-        jitter = tuple((name, factors[name]) for name in names if strengths[name] > 0)
-    return ViewParameters(
-        box=box,
-        size=view.size,
-        flipped=flip < view.flip_p,
-        jitter=jitter,
-        grayscale=gray < view.grayscale_p,
-        blur_sigma=_between(*view.blur_sigma, sigma) if blur < view.blur_p else 0.0,
-        solarized=solar < view.solarize_p,
-    )
+_LEAST = np.array([0.0, 0.0, 0.0, -0.5])
+_MOST = np.array([np.inf, np.inf, np.inf, 0.5])
 
 
-def _draw_box(view: View, numbers: list[float], *, height: int, width: int) -> Box:
-    log_ratio = math.log(view.ratio[0]), math.log(view.ratio[1])
-    for first in range(0, len(numbers), _NUMBERS_PER_TRY):
-        area, shape, down, right = numbers[first : first + _NUMBERS_PER_TRY]
-        target = height * width * _between(*view.scale, area)
-        ratio = math.exp(_between(*log_ratio, shape))
-        box_width, box_height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(down * (height - box_height + 1))
-            left = int(right * (width - box_width + 1))
-            return left, top, left + box_width, top + box_height
-    # No box fits: the image is long, or only a few pixels. Its middle, as near to the wanted shapes
-    # as it goes. At least a pixel, which torchvision forgets for shapes that are all wide.
-    box_width, box_height = width, height
-    if width / height < view.ratio[0]:
-        box_height = max(1, round(width / view.ratio[0]))
-    elif width / height > view.ratio[1]:
-        box_width = max(1, round(height * view.ratio[1]))
+def _boxes(table: ViewTable, drawn: "_Floats", height: int, width: int) -> "_Floats":
+    shape = drawn.shape[:2]
+    boxes, fits = _tried(table.scale, table.log_ratio, drawn, height, width)
+    open_ = np.flatnonzero(~fits)  # of all views of all images, in a row
+    views = open_ % max(shape[1], 1)
+    flat, numbers = boxes.reshape(-1, 4), drawn.reshape(-1, _NUMBERS)
+    for first in range(_NUMBERS_PER_TRY, _FIRST_OTHER, _NUMBERS_PER_TRY):
+        if not len(open_):
+            break
+        tried = numbers[open_, first : first + _NUMBERS_PER_TRY]
+        found, fits = _tried(table.scale[views], table.log_ratio[views], tried, height, width)
+        flat[open_[fits]] = found[fits]
+        open_, views = open_[~fits], views[~fits]
+    if len(open_):
+        flat[open_] = _middle(table.ratio[views], height, width)
+    return boxes
+
+
+def _tried(
+    scale: "_Floats", log_ratio: "_Floats", numbers: "_Floats", height: int, width: int
+) -> "tuple[_Floats, np.ndarray[Any, np.dtype[np.bool_]]]":
+    """The boxes of the first try in ``numbers``, and whether they fit."""
+    target = height * width * _between(scale, numbers[..., 0])
+    ratio = _exponential(_between(log_ratio, numbers[..., 1]))
+    box_width = np.rint(np.sqrt(target * ratio))
+    box_height = np.rint(np.sqrt(target / ratio))
+    fits = (box_width > 0) & (box_width <= width) & (box_height > 0) & (box_height <= height)
+    top = np.floor(numbers[..., 2] * (height - box_height + 1))
+    left = np.floor(numbers[..., 3] * (width - box_width + 1))
+    return np.stack([left, top, left + box_width, top + box_height], axis=-1), fits
+
+
+def _exponential(x: "_Floats") -> "_Floats":
+    """In plain steps, which are the same everywhere; libraries differ in the last digits."""
+    twos = np.rint(x * 1.4426950408889634)
+    rest = x - twos * 0.6931471805599453
+    total = np.ones_like(x)
+    for k in range(14, 0, -1):
+        total = 1.0 + total * rest / k
+    return np.ldexp(total, twos.astype(np.int64))
+
+
+def _middle(ratio: "_Floats", height: int, width: int) -> "_Floats":
+    """No box fits: the image is long, or only a few pixels.
+
+    Its middle, as near to the wanted shapes as it goes. At least a pixel, which torchvision forgets
+    for shapes that are all wide.
+    """
+    shape = width / height
+    too_high, too_wide = shape < ratio[:, 0], shape > ratio[:, 1]
+    box_height = np.where(too_high, np.maximum(1, np.rint(width / ratio[:, 0])), height)
+    box_width = np.where(too_wide, np.maximum(1, np.rint(height * ratio[:, 1])), width)
     top, left = (height - box_height) // 2, (width - box_width) // 2
-    return left, top, left + box_width, top + box_height
+    return np.stack([left, top, left + box_width, top + box_height], axis=-1)
 
 
-def _between(low: float, high: float, share: float) -> float:
-    return low + (high - low) * share
+def _between(span: "_Floats", share: "_Floats") -> "_Floats":
+    low: _Floats = span[..., 0] + (span[..., 1] - span[..., 0]) * share
+    return low
+
+
+def _pairs(pairs: Sequence[tuple[float, float]]) -> "_Floats":
+    return np.array(pairs, np.float64).reshape(-1, 2)

@@ -6,34 +6,14 @@
  * Loops are plain C of independent steps, which compilers turn into vector instructions. */
 
 #include <math.h>
-#include <stdint.h>
 
-#define FAST __attribute__((target("avx2,fma")))
+#include "views.h"
+
 #define LANES 8
-#define LONGEST 511 /* radius of a blur; pixels.py makes longer ones */
-
-enum { BRIGHTNESS, CONTRAST, SATURATION, HUE };
-
-typedef struct {
-    int32_t flipped;
-    int32_t changes; /* how many of the four below */
-    int32_t kind[4];
-    float factor[4];
-    int32_t grayscale;
-    int32_t solarized;
-    float sigma; /* of the blur, in pixels; 0 for none */
-    float mean[3];
-    float std[3];
-} Finish;
 
 typedef struct {
     float *restrict red, *restrict green, *restrict blue;
 } Row;
-
-int32_t supported(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
 
 #define UNIT(x) ((x) < 0.0f ? 0.0f : (x) > 1.0f ? 1.0f : (x))
 #define GRAY(r, g, b) (0.2989f * (r) + 0.587f * (g) + 0.114f * (b))
@@ -128,27 +108,11 @@ FAST static void change_row(Row row, int n, const Finish *finish, int first, int
     }
 }
 
-FAST static void open_row(const uint8_t *source, int64_t step, int64_t channel, Row row, int n) {
-    if (step == 3 && channel == 1) { /* the usual case, which compilers shuffle well */
-        for (int i = 0; i < n; i++) {
-            row.red[i] = (float)source[3 * i] / 255.0f;
-            row.green[i] = (float)source[3 * i + 1] / 255.0f;
-            row.blue[i] = (float)source[3 * i + 2] / 255.0f;
-        }
-        return;
-    }
+FAST static void open_row(const uint8_t *source, int64_t channel, Row row, int n) {
     for (int i = 0; i < n; i++) {
-        row.red[i] = (float)source[step * i] / 255.0f;
-        row.green[i] = (float)source[step * i + channel] / 255.0f;
-        row.blue[i] = (float)source[step * i + 2 * channel] / 255.0f;
-    }
-}
-
-FAST static void flip_row(float *restrict line, int n) {
-    for (int i = 0; i < n / 2; i++) {
-        float kept = line[i];
-        line[i] = line[n - 1 - i];
-        line[n - 1 - i] = kept;
+        row.red[i] = (float)source[i] / 255.0f;
+        row.green[i] = (float)source[i + channel] / 255.0f;
+        row.blue[i] = (float)source[i + 2 * channel] / 255.0f;
     }
 }
 
@@ -180,8 +144,8 @@ FAST static void blur_line(const float *restrict padded, float *restrict out, in
 }
 
 /* Weights of a Gaussian and its mirror image, the middle one first; returns the radius. */
-static int gauss(float sigma, int length, float *weights) {
-    int reach = (int)ceilf(3.0f * sigma);
+static int gauss(float sigma, int reach, int length, float *weights) {
+    if (reach == 0) reach = (int)ceilf(3.0f * sigma);
     int radius = reach < length - 1 ? reach : length - 1;
     double raw[LONGEST + 1], total = 0.0;
     for (int k = 0; k <= radius; k++) {
@@ -196,8 +160,8 @@ static int gauss(float sigma, int length, float *weights) {
 FAST static void blur_and_close(float *plane, int height, int width, const Finish *finish, int c,
                                 float *scratch) {
     float across[LONGEST + 1], along[LONGEST + 1];
-    const int wide = gauss(finish->sigma, width, across);
-    const int high = gauss(finish->sigma, height, along);
+    const int wide = gauss(finish->sigma, finish->radius, width, across);
+    const int high = gauss(finish->sigma, finish->radius, height, along);
     float *padded = scratch + (int64_t)height * width, *sums = padded + width + 2 * wide;
     for (int y = 0; y < height; y++) {
         const float *from = plane + (int64_t)y * width;
@@ -220,11 +184,9 @@ FAST static void blur_and_close(float *plane, int height, int width, const Finis
     }
 }
 
-/* source: bytes at source[y * line + x * step + c * channel]. out: (3, height, width) floats.
- * scratch: (height + 4) * width floats; the radius of a blur is at most LONGEST. */
-FAST void finish_view(const uint8_t *source, int64_t line, int64_t step, int64_t channel,
-                      int32_t height, int32_t width, const Finish *finish, float *out,
-                      float *scratch) {
+FAST void finish_view(const uint8_t *source, int64_t channel, int32_t size, const Finish *finish,
+                      float *out, float *scratch) {
+    const int height = size, width = size;
     const int64_t plane = (int64_t)height * width;
     int split = 0; /* changes before the first contrast */
     while (split < finish->changes && finish->kind[split] != CONTRAST) split++;
@@ -233,12 +195,7 @@ FAST void finish_view(const uint8_t *source, int64_t line, int64_t step, int64_t
     for (int y = 0; y < height; y++) {
         float *start = out + (int64_t)y * width;
         Row row = {start, start + plane, start + 2 * plane};
-        open_row(source + y * line, step, channel, row, width);
-        if (finish->flipped) {
-            flip_row(row.red, width);
-            flip_row(row.green, width);
-            flip_row(row.blue, width);
-        }
+        open_row(source + (int64_t)y * width, channel, row, width);
         change_row(row, width, finish, 0, split, 0.0f);
         if (parted) sum += gray_sum(row, width);
         else if (finish->grayscale) gray_row(row, width);

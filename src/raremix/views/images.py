@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raremix.errors import ImageInputError
 
-__all__ = ["ImageLike", "as_image"]
+__all__ = ["ImageLike", "as_image", "as_images"]
 
 ImageLike: TypeAlias = "Image.Image | Tensor | np.ndarray[Any, np.dtype[Any]]"
 """A PIL image, a uint8 tensor (1 or 3, height, width) or a uint8 array (height, width, 1 or 3)."""
@@ -24,9 +24,9 @@ _DEEP_MODES = ("F", "I")
 def as_image(image: ImageLike, *, caller: str) -> Tensor:
     """Turn an image into a uint8 tensor of shape (1 or 3, height, width) on the CPU.
 
-    Three channels come out as a channels-first view of channels-last memory: resizing such a view
-    is several times faster than resizing contiguous planes, even with the one copy that it takes
-    to rearrange those. The result may share memory with ``image`` and must not be written to.
+    Channels come out as planes, or as a channels-first view of channels-last memory, whichever they
+    were: the kernel takes both. The result may share memory with ``image`` and must not be written
+    to.
 
     Args:
         image: A PIL image of 8 bits or fewer per channel (an alpha channel is dropped, a palette
@@ -55,9 +55,39 @@ def as_image(image: ImageLike, *, caller: str) -> Tensor:
             f"{caller} got an image of {tensor.shape[2]} x {tensor.shape[1]} pixels, which has "
             "nothing to crop; leave empty images out of the dataset."
         )
-    if tensor.shape[0] == 3 and tensor.stride(0) != 1:
-        tensor = tensor[None].contiguous(memory_format=torch.channels_last)[0]
-    return tensor
+    return _in_order(tensor[None])[0]
+
+
+def as_images(images: Tensor, *, caller: str) -> Tensor:
+    """Take a uint8 tensor of shape (n, 1 or 3, height, width) on any device.
+
+    Raises:
+        ImageInputError: If it is none, or its images have no pixels.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ImageInputError(
+            f"{caller} expects a uint8 tensor of shape (n, 1 or 3, height, width), got {got}; "
+            "stack images of one size with torch.stack, and call the transform itself on others."
+        )
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        hint = _shape_hint(images.ndim) if images.ndim != 3 else "add the batch with .unsqueeze(0)"
+        raise ImageInputError(
+            f"{caller} expects a tensor of shape (n, 1 or 3, height, width), got "
+            f"{tuple(images.shape)}; {hint}."
+        )
+    return _in_order(images.detach().as_subclass(Tensor))
+
+
+def _in_order(images: Tensor) -> Tensor:
+    """Copy pixels that are neither planes nor channels last."""
+    colour = images.shape[1] == 3
+    if images.stride(3) == 1 or (colour and (images.stride(3), images.stride(1)) == (3, 1)):
+        return images
+    if colour:
+        return images.contiguous(memory_format=torch.channels_last)
+    # Of a single pixel's width torch takes any step for contiguous.
+    return images.clone(memory_format=torch.contiguous_format)
 
 
 def _from_pil(image: Image.Image, caller: str) -> Tensor:

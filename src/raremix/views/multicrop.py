@@ -3,26 +3,31 @@
 It puts together what the other modules of this room do, and knows no dataset and no model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from raremix.errors import ImageInputError, OptionError
-from raremix.options import check_count, check_numbers, check_range
-from raremix.views.draws import ViewParameters, draw_parameters
-from raremix.views.images import ImageLike, as_image
-from raremix.views.kernel import finished
-from raremix.views.pixels import recolour, resized_crop
+from raremix.errors import OptionError
+from raremix.inputs import ArrayLike, takes_argument
+from raremix.options import check_choice, check_count, check_number, check_numbers, check_range
+from raremix.seeds import derive_seed
+from raremix.views.checks import as_rows, as_seeds, check_boxes, checked_cut
+from raremix.views.draws import ViewTable, draw_rows
+from raremix.views.images import ImageLike, as_image, as_images
+from raremix.views.making import cut_views, finish_views, make_views
+from raremix.views.recipes import IMAGENET_MEAN, IMAGENET_STD, RecipeName, recipe
+from raremix.views.rows import ViewParameters, from_rows, to_rows
 from raremix.views.view import View
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MultiCropTransform"]
+__all__ = ["MultiCropTransform", "ViewFunction"]
 
-# The mean and deviation of ImageNet's channels that torchvision's models, and DINO, are fed with.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+ViewFunction: TypeAlias = Callable[..., Tensor]
+"""Makes one view of an image, as ``view(image)`` or ``view(image, generator=generator)``."""
 
 
 class MultiCropTransform:
@@ -35,12 +40,17 @@ class MultiCropTransform:
     views after the second are like the second. There are 6 local views here; DINO's own default
     is 8.
 
+    There are two stages. ``cut`` draws everything, crops, resizes and mirrors, all on bytes; its
+    result goes through a ``DataLoader`` at a quarter of the size. ``finish`` does the rest from the
+    same draw, on any device, for a whole batch. A call does both, and ``batch`` does both for many
+    images.
+
     Colours stay floats from the first change to the last, where DINO's PIL code rounds to 8 bits
     after each. Its blur imitates a Gaussian with three box filters; this one is a Gaussian.
 
     A transform holds no state: it can be copied, pickled, sent to workers and shared by threads.
-    Randomness comes from the generator of the call, or else from torch's default generator, which
-    a ``DataLoader`` seeds differently in each worker; never from ``random`` or numpy.
+    Randomness comes from the seed or the generator of the call. Without either, one number is taken
+    from torch's default generator, which a ``DataLoader`` seeds differently in each worker.
 
     Args:
         global_crop_size: Side of the global views in pixels, at least 1.
@@ -68,7 +78,7 @@ class MultiCropTransform:
     Example:
         >>> transform = MultiCropTransform()
         >>> image = torch.zeros(3, 120, 160, dtype=torch.uint8)
-        >>> views = transform(image, generator=torch.Generator().manual_seed(0))
+        >>> views = transform(image, seed=0)
         >>> [tuple(view.shape) for view in views[1:4]]
         [(3, 224, 224), (3, 96, 96), (3, 96, 96)]
     """
@@ -95,18 +105,96 @@ class MultiCropTransform:
         check_range(caller, "global_scale", global_scale, above=0.0, most=1.0)
         check_range(caller, "local_scale", local_scale, above=0.0, most=1.0)
         check_range(caller, "ratio", ratio, above=0.0, most=float("inf"))
-        first = View(global_crop_size, global_scale, ratio, blur_p=1.0)
-        second = View(global_crop_size, global_scale, ratio, blur_p=0.1, solarize_p=0.2)
-        local = View(local_crop_size, local_scale, ratio, blur_p=0.5)
+        dino = recipe("dino")
+        wide: dict[str, Any] = {"size": global_crop_size, "scale": global_scale, "ratio": ratio}
+        first, second = replace(dino.first, **wide), replace(dino.second, **wide)
+        local = replace(dino.local, size=local_crop_size, scale=local_scale, ratio=ratio)
         self._set(
             [first, *[second] * (n_global_views - 1)], [local] * n_local_views, mean=mean, std=std
         )
 
     @classmethod
+    def recipe(
+        cls,
+        name: RecipeName,
+        *,
+        global_crop_size: int | None = None,
+        local_crop_size: int | None = None,
+        n_global_views: int = 2,
+        n_local_views: int | None = None,
+        flip_p: float = 0.5,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] | None = None,
+    ) -> Self:
+        """Make the transform of a published recipe, or of small images.
+
+        All mirror at .5 and take colours away at .2. Jitter is .4, .4, .2, .1 at .8 if nothing is
+        said of it, and interpolation is bicubic.
+
+        - "dino": 2 x 224 of .4 to 1 of the image, 8 x 96 of .05 to .4; blur at 1, .1 and .5 for
+          first, second and local views; the second solarized at .2.
+        - "dinov2": 2 x 224 of .32 to 1, 8 x 96 of .05 to .32; blur at 0, .9 and .5, reaching 4
+          pixels; the second solarized at .2. These are the blurs that its code makes: it mistakes
+          the chance of a blur (1 and .1) for the chance of none.
+        - "swav": 2 x 224 of .14 to 1, 6 x 96 of .05 to .14; jitter .8, .8, .8, .2; blur at .5;
+          bilinear.
+        - "simclr": 2 x 224 of .08 to 1; jitter .8, .8, .8, .2; blur at .5.
+        - "small", for images of some 8 to 64 pixels, such as CIFAR or handwritten digits: 2 x 32 of
+          .5 to 1, 6 x 16 of .2 to .5; no blur, which would leave little of such an image; the second
+          solarized at .2. Ours, after "dino".
+
+        Args:
+            name: Of the recipe.
+            global_crop_size: Side of the global views in pixels, if other than the recipe's.
+            local_crop_size: The same for local views.
+            n_global_views: How many global views, at least 1.
+            n_local_views: How many local views, if other than the recipe's.
+            flip_p: How often a view is mirrored; 0 where left and right matter, as in writing.
+            mean: As of the class.
+            std: As of the class; by default the recipe's.
+
+        Raises:
+            OptionError: If there is no such recipe, or an option lies outside its range.
+
+        Source:
+            https://github.com/facebookresearch/dino/blob/main/main_dino.py,
+            https://github.com/facebookresearch/dinov2/blob/main/dinov2/data/augmentations.py,
+            https://github.com/facebookresearch/swav/blob/main/src/multicropdataset.py,
+            and appendix A of SimCLR, https://arxiv.org/abs/2002.05709.
+
+        Example:
+            >>> transform = MultiCropTransform.recipe("small", local_crop_size=8, flip_p=0.0)
+            >>> [view.shape[-1] for view in transform(torch.zeros(1, 8, 8, dtype=torch.uint8))]
+            [32, 32, 8, 8, 8, 8, 8, 8]
+        """
+        caller = f"{cls.__name__}.recipe"
+        check_choice(caller, "name", name, get_args(RecipeName))
+        first, second, local, n_local, own_std = recipe(name)
+        if n_local_views is not None:
+            n_local = check_count(caller, "n_local_views", n_local_views, least=0)
+        check_count(caller, "n_global_views", n_global_views, least=1)
+        changes: dict[str, Any] = {
+            "flip_p": check_number(caller, "flip_p", flip_p, least=0.0, most=1.0)
+        }
+        if local_crop_size is not None:
+            check_count(caller, "local_crop_size", local_crop_size, least=1)
+            local = replace(local, size=local_crop_size)
+        if global_crop_size is not None:
+            check_count(caller, "global_crop_size", global_crop_size, least=1)
+            first, second = (replace(view, size=global_crop_size) for view in (first, second))
+        first, second, local = (replace(view, **changes) for view in (first, second, local))
+        return cls.from_views(
+            [first, *[second] * (n_global_views - 1)],
+            [local] * n_local,
+            mean=mean,
+            std=own_std if std is None else std,
+        )
+
+    @classmethod
     def from_views(
         cls,
-        global_views: Iterable[View],
-        local_views: Iterable[View] = (),
+        global_views: Iterable[View | ViewFunction],
+        local_views: Iterable[View | ViewFunction] = (),
         *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -114,13 +202,16 @@ class MultiCropTransform:
         """Make a transform of any views instead of DINO's.
 
         Args:
-            global_views: The kinds of the global views, at least one.
+            global_views: The kinds of the global views, at least one. Each a ``View``, or a function
+                of the image that returns the view, such as a transform of torchvision; it gets the
+                image as it came. If it has an argument ``generator``, it gets one of its own; if not,
+                torch's default generator is seeded for it, and put back after.
             local_views: The kinds of the local views.
-            mean: As of the class.
+            mean: As of the class; functions normalise themselves.
             std: As of the class.
 
         Raises:
-            OptionError: If there is no global view, or something else than a ``View``.
+            OptionError: If there is no global view, or something that is neither.
 
         Example:
             >>> plain = View(size=64, scale=(0.5, 1.0), jitter_p=0.0, grayscale_p=0.0)
@@ -131,56 +222,13 @@ class MultiCropTransform:
         transform._set(list(global_views), list(local_views), mean=mean, std=std)
         return transform
 
-    @classmethod
-    def for_small_images(
-        cls,
-        *,
-        size: int = 32,
-        local_size: int = 16,
-        n_global_views: int = 2,
-        n_local_views: int = 6,
-        flip_p: float = 0.5,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> Self:
-        """Make a transform for images of some 8 to 64 pixels, such as CIFAR or handwritten digits.
-
-        As the DINO recipe, without blur, which would leave little of such an image, and with
-        larger crops: .5 to 1 of the image for global views and .2 to .5 for local ones, so that a
-        local crop of 8 by 8 pixels is still at least 3 wide.
-
-        Args:
-            size: Side of the global views in pixels, at least 1; best that of the images.
-            local_size: Side of the local views in pixels, at least 1.
-            n_global_views: How many global views, at least 1.
-            n_local_views: How many local views, at least 0.
-            flip_p: How often a view is mirrored; 0 where left and right matter, as in writing.
-            mean: As of the class.
-            std: As of the class.
-
-        Raises:
-            OptionError: If an option lies outside its range.
-
-        Example:
-            >>> transform = MultiCropTransform.for_small_images(size=16, local_size=8, flip_p=0.0)
-            >>> digit = torch.zeros(1, 8, 8, dtype=torch.uint8)
-            >>> [view.shape[-1] for view in transform(digit)]
-            [16, 16, 8, 8, 8, 8, 8, 8]
-        """
-        caller = "MultiCropTransform.for_small_images"
-        check_count(caller, "size", size, least=1)
-        check_count(caller, "local_size", local_size, least=1)
-        check_count(caller, "n_global_views", n_global_views, least=1)
-        check_count(caller, "n_local_views", n_local_views, least=0)
-        first = View(size, scale=(0.5, 1.0), flip_p=flip_p)
-        second = View(size, scale=(0.5, 1.0), flip_p=flip_p, solarize_p=0.2)
-        local = View(local_size, scale=(0.2, 0.5), flip_p=flip_p)
-        return cls.from_views(
-            [first, *[second] * (n_global_views - 1)], [local] * n_local_views, mean=mean, std=std
-        )
-
     def __call__(
-        self, image: ImageLike, *, generator: torch.Generator | None = None
+        self,
+        image: ImageLike,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        strength: float = 1.0,
     ) -> list[Tensor]:
         """Make the views of an image.
 
@@ -189,46 +237,200 @@ class MultiCropTransform:
                 up, the EXIF orientation not applied); a uint8 tensor of shape (1 or 3, height,
                 width) on the CPU; or a uint8 array of shape (height, width), (height, width, 1)
                 or (height, width, 3). One channel stands for three equal ones.
-            generator: Where the randomness comes from, on the CPU; torch's default generator if
-                None. The same state gives the same views, on any number of threads; on another
-                kind of processor, float32 may round differently in the last digits.
+            generator: Where the randomness comes from, on the CPU: one number is taken from it, its
+                seed. torch's default generator if None.
+            seed: At least 0, instead of a generator. Each view is a pure function of the image, the
+                seed, its place among the views and its description: on any number of threads,
+                workers or ranks, in any order. On another kind of processor, float32 may round
+                differently in the last digits.
+            strength: At least 0: the spans of jitter (up to .5 for the hue) and the chances (up to 1)
+                of jitter, grayscale, blur and solarize are this many times as large as described.
 
         Returns:
             Float32 tensors of shape (3, size, size), normalised, global views first.
 
         Raises:
             ImageInputError: If the image is none of these, or empty.
-            OptionError: If the generator is not one of the CPU.
+            OptionError: If there are both a generator and a seed, or one is out of its range.
         """
-        pixels = as_image(image, caller="MultiCropTransform")
-        return self._make(pixels, self._draw(pixels, generator))
+        caller = type(self).__name__
+        pixels = as_image(image, caller=caller)
+        seed = self._seed(caller, generator, seed)
+        rows = self._draw(pixels, seed, strength, caller)
+        views = [view[0] for view in make_views(pixels[None], rows, self._constants, self._sizes)]
+        return self._with_functions(views, image, seed) if self._functions else views
 
-    def with_boxes(
-        self, image: ImageLike, *, generator: torch.Generator | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Make the views of an image, and tell where in the image they come from.
+    def cut(
+        self,
+        image: ImageLike,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        strength: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Stage one alone: draw everything, crop, resize and mirror; ``finish`` does the rest.
 
-        Whether a view is mirrored, and all else that was drawn, ``draw`` and ``apply`` tell.
+        For the workers of a loader: ``ImageFolder(root, transform=transform.cut)``. torch's own
+        collate makes one tensor for each size out of a batch of these.
 
         Args:
             image: As of a call.
-            generator: As of a call; the same state gives the same views as a call.
+            generator: As of a call.
+            seed: As of a call; the same one gives the same views.
+            strength: As of a call.
 
         Returns:
-            The views of a call, and int64 of shape (views, 4), the left, top, right and bottom edge
-            of each crop in source pixels, right and bottom exclusive.
+            By size, such as "224": uint8 of shape (views, 3, size, size), the views of this size in
+            their order; and "rows": float32 of shape (views, 19), what was drawn for all views.
 
         Raises:
             ImageInputError: As of a call.
-            OptionError: As of a call.
+            OptionError: As of a call, or if a view is made by a function.
+
+        Example:
+            >>> transform = MultiCropTransform()
+            >>> samples = [transform.cut(torch.zeros(3, 60, 80, dtype=torch.uint8)) for _ in range(4)]
+            >>> batch = torch.utils.data.default_collate(samples)
+            >>> {name: tuple(part.shape) for name, part in batch.items()}
+            {'224': (4, 2, 3, 224, 224), '96': (4, 6, 3, 96, 96), 'rows': (4, 8, 19)}
+            >>> [tuple(view.shape) for view in transform.finish(batch)[1:3]]
+            [(4, 3, 224, 224), (4, 3, 96, 96)]
         """
-        pixels = as_image(image, caller="MultiCropTransform.with_boxes")
-        parameters = self._draw(pixels, generator)
-        boxes = torch.tensor([row.box for row in parameters], dtype=torch.int64, device="cpu")
-        return self._make(pixels, parameters), boxes
+        caller = f"{type(self).__name__}.cut"
+        pixels = as_image(image, caller=caller)
+        self.check_described(caller)
+        rows = self._draw(pixels, self._seed(caller, generator, seed), strength, caller)
+        return self._cut(pixels, rows)
+
+    def finish(
+        self, batch: Mapping[str, Tensor], *, device: torch.device | str | None = None
+    ) -> list[Tensor]:
+        """Stage two: recolour and normalise what ``cut`` made, on the device where it lies.
+
+        Args:
+            batch: As ``cut`` returns it, or a batch of these as torch's collate makes it.
+            device: Where to do it; the views are sent there first, as bytes. By default where they
+                are. "rows" should stay on the CPU, or the device has to be waited for.
+
+        Returns:
+            One float32 tensor of shape (n, 3, size, size) for each view, normalised, global views
+            first; of shape (3, size, size) for what ``cut`` returned.
+
+        Raises:
+            OptionError: If a view is made by a function.
+            ImageInputError: If the batch is not one of this transform's.
+        """
+        caller = f"{type(self).__name__}.finish"
+        self.check_described(caller)
+        parts, rows = checked_cut(batch, self._sizes, caller=caller)
+        single = rows.ndim == 2
+        if device is not None:
+            parts = {size: part.to(device, non_blocking=True) for size, part in parts.items()}
+        if single:
+            parts, rows = {size: part[None] for size, part in parts.items()}, rows[None]
+        places = self._places
+        views = [parts[size][:, at] for size, at in zip(self._sizes, places, strict=True)]
+        made = finish_views(views, rows, self._constants)
+        return [view[0] for view in made] if single else made
+
+    def batch(
+        self,
+        images: Tensor,
+        *,
+        seeds: ArrayLike | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        strength: ArrayLike | float = 1.0,
+    ) -> list[Tensor]:
+        """Make the views of many images of one size, on the device where they lie.
+
+        On a CPU, row i of every view is what a call with image i and ``seeds[i]`` makes, bit for
+        bit, and torch's number of threads is used. On other devices all is done by torch, without
+        a loop over images; resized bytes are the same but for ties, and colours to 1e-4.
+
+        Args:
+            images: Uint8 of shape (n, 1 or 3, height, width).
+            seeds: Whole numbers of shape (n,), at least 0, such as ``raremix.views.sample_seeds``
+                makes from ids.
+            generator: Where seeds come from, if not given; as of a call.
+            strength: As of a call; of all images, or of shape (n,).
+
+        Returns:
+            One float32 tensor of shape (n, 3, size, size) for each view, global views first, on the
+            device of ``images``.
+
+        Raises:
+            ImageInputError: If the images are none.
+            OptionError: If there are both seeds and a generator, or a view is made by a function.
+
+        Example:
+            >>> from raremix.views import sample_seeds
+            >>> transform = MultiCropTransform.recipe("small")
+            >>> images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+            >>> views = transform.batch(images, seeds=sample_seeds(0, 0, range(5)))
+            >>> one = transform(images[3], seed=int(sample_seeds(0, 0, [3])))
+            >>> len(views), torch.equal(views[7][3], one[7])
+            (8, True)
+        """
+        caller = f"{type(self).__name__}.batch"
+        self.check_described(caller)
+        images = as_images(images, caller=caller)
+        n, _, height, width = images.shape
+        if seeds is None:
+            generator = self._checked(caller, generator)
+            numbers = torch.randint(2**63 - 1, (n,), generator=generator, device="cpu")
+        elif generator is not None:
+            raise OptionError(f"{caller} expects seeds or a generator, got both; leave one out.")
+        else:
+            numbers = as_seeds(seeds, n, caller=caller)
+        rows = draw_rows(
+            self._table,
+            height=height,
+            width=width,
+            seeds=numbers,
+            strength=self._strength(caller, strength, n),
+        )
+        return make_views(images, rows, self._constants, self._sizes)
+
+    def with_rows(
+        self,
+        image: ImageLike,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        strength: float = 1.0,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Make the views of an image, and tell what was drawn for them.
+
+        Args:
+            image: As of a call.
+            generator: As of a call.
+            seed: As of a call; the same one gives the same views.
+            strength: As of a call.
+
+        Returns:
+            The views; and float32 of shape (views, 19), columns as ``raremix.views.COLUMNS`` says:
+            ``rows[:, :4]`` are the boxes, left, top, right and bottom, right and bottom exclusive, in
+            pixels of the image. ``raremix.views.from_rows`` makes ``ViewParameters`` of them.
+
+        Raises:
+            ImageInputError: As of a call.
+            OptionError: As of a call, or if a view is made by a function.
+        """
+        caller = f"{type(self).__name__}.with_rows"
+        pixels = as_image(image, caller=caller)
+        self.check_described(caller)
+        rows = self._draw(pixels, self._seed(caller, generator, seed), strength, caller)
+        views = make_views(pixels[None], rows, self._constants, self._sizes)
+        return [view[0] for view in views], rows[0]
 
     def draw(
-        self, *, height: int, width: int, generator: torch.Generator | None = None
+        self,
+        *,
+        height: int,
+        width: int,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        strength: float = 1.0,
     ) -> list[ViewParameters]:
         """Draw what is to be done to an image of some size, without doing it.
 
@@ -236,53 +438,75 @@ class MultiCropTransform:
             height: Height of the image in pixels, at least 1.
             width: Width of the image in pixels, at least 1.
             generator: As of a call.
+            seed: As of a call.
+            strength: As of a call.
 
         Returns:
-            One row of parameters for each view, with crop box, mirrored or not, colour changes.
+            What was drawn for each view: crop box, mirrored or not, colour changes.
 
         Raises:
-            OptionError: If height or width are below 1, or the generator is not one of the CPU.
+            OptionError: As of a call, if height or width are below 1, or if a view is made by a
+                function.
         """
-        caller = "MultiCropTransform.draw"
-        return draw_parameters(
-            self.views,
+        caller = f"{type(self).__name__}.draw"
+        self.check_described(caller)
+        rows = draw_rows(
+            self._table,
             height=check_count(caller, "height", height, least=1),
             width=check_count(caller, "width", width, least=1),
-            generator=generator,
-            caller=caller,
+            seeds=torch.tensor([self._seed(caller, generator, seed)], device="cpu"),
+            strength=self._strength(caller, strength, 1),
         )
+        return from_rows(rows[0])
 
-    def apply(self, image: ImageLike, parameters: Iterable[ViewParameters]) -> list[Tensor]:
+    def apply(
+        self, image: ImageLike, parameters: "Iterable[ViewParameters] | Tensor"
+    ) -> list[Tensor]:
         """Make the views that were drawn; nothing here is random.
+
+        So a view is cut again from its source, if need be with other colours or a wider box.
 
         Args:
             image: As of a call.
-            parameters: Rows as ``draw`` returns them, for an image of this size.
+            parameters: As ``draw`` returns them for an image of this size, or rows as ``with_rows``
+                does; any number, of any size.
 
         Returns:
-            One view for each row, as of a call.
+            One view for each, as of a call.
 
         Raises:
             ImageInputError: As of a call, or if a box reaches outside the image.
+            OptionError: If these are no parameters of views.
 
         Example:
             >>> transform = MultiCropTransform()
             >>> image = torch.zeros(3, 120, 160, dtype=torch.uint8)
-            >>> rows = transform.draw(height=120, width=160)
-            >>> views = transform.apply(image, rows)
-            >>> mirrored = [row.flipped for row in rows]
+            >>> drawn = transform.draw(height=120, width=160)
+            >>> views = transform.apply(image, drawn)
+            >>> mirrored = [view.flipped for view in drawn]
         """
-        pixels = as_image(image, caller="MultiCropTransform.apply")
-        rows = list(parameters)
-        height, width = pixels.shape[1:]
-        for row in rows:
-            left, top, right, bottom = row.box
-            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise ImageInputError(
-                    f"MultiCropTransform.apply expects boxes inside the image of {width} x "
-                    f"{height} pixels, got {row.box}; draw the parameters for this image's size."
-                )
-        return self._make(pixels, rows)
+        caller = f"{type(self).__name__}.apply"
+        pixels = as_image(image, caller=caller)
+        rows = as_rows(
+            parameters if isinstance(parameters, Tensor) else to_rows(parameters), caller=caller
+        )
+        check_boxes(rows, *pixels.shape[1:], caller=caller)
+        sizes = rows[:, 4].int().tolist()
+        return [view[0] for view in make_views(pixels[None], rows[None], self._constants, sizes)]
+
+    @property
+    def numbers_drawn(self) -> int:
+        """How many numbers of the stream of a seed views may be drawn from; see ``uniforms``."""
+        return self._table.numbers
+
+    def check_described(self, caller: str) -> None:
+        """Raise ``OptionError`` if a view is made by a function."""
+        if self._functions:
+            at, function = next(iter(self._functions.items()))
+            raise OptionError(
+                f"{caller} cannot say what view {at} does, which a function makes ({function!r}); "
+                "call the transform itself, or describe the view with View(size=..., scale=...)."
+            )
 
     def __repr__(self) -> str:
         lines = []
@@ -290,53 +514,116 @@ class MultiCropTransform:
             kind = "local" if start else "global"
             for view, group in groupby(self.views[start:stop]):
                 lines.append(f"    {len(list(group))} {kind}: {view!r},\n")
-        mean, std = self._mean, self._std
+        mean, std = (tuple(round(value, 7) for value in row) for row in self._constants.tolist())
         return f"{type(self).__name__}(\n{''.join(lines)}    mean={mean}, std={std},\n)"
 
     def _set(
         self,
-        global_views: list[View],
-        local_views: list[View],
+        global_views: list[View | ViewFunction],
+        local_views: list[View | ViewFunction],
         *,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
         caller = type(self).__name__
         for view in (*global_views, *local_views):
-            if not isinstance(view, View):
+            if not isinstance(view, View) and (isinstance(view, type) or not callable(view)):
                 raise OptionError(
-                    f"{caller}.from_views expects View objects, got {type(view).__name__}; "
-                    "describe each view with View(size=..., scale=...)."
+                    f"{caller}.from_views expects View objects or functions, got {view!r}; describe "
+                    "each view with View(size=..., scale=...), or pass what makes it of the image."
                 )
         if not global_views:
             raise OptionError(
                 f"{caller}.from_views expects at least one global view, got none; a teacher sees "
                 "global views only."
             )
-        self.views: tuple[View, ...] = (*global_views, *local_views)
+        self.views: tuple[View | ViewFunction, ...] = (*global_views, *local_views)
         self.n_global_views: int = len(global_views)
-        self._mean = tuple(check_numbers(caller, "mean", mean, length=3))
-        self._std = tuple(check_numbers(caller, "std", std, length=3))
-        if min(self._std) <= 0:
+        self._functions = {
+            at: view for at, view in enumerate(self.views) if not isinstance(view, View)
+        }
+        described = [view if isinstance(view, View) else None for view in self.views]
+        self._table = ViewTable(described)
+        self._sizes = [view.size for view in described if view is not None]
+        # Of each view, its place among those of its size.
+        self._places = [self._sizes[:at].count(size) for at, size in enumerate(self._sizes)]
+        constants = [
+            check_numbers(caller, "mean", mean, length=3),
+            check_numbers(caller, "std", std, length=3),
+        ]
+        if min(constants[1]) <= 0:
             raise OptionError(f"{caller} expects std above 0, got {std!r}.")
+        self._constants = torch.tensor(constants, dtype=torch.float32, device="cpu")
 
-    def _draw(self, pixels: Tensor, generator: torch.Generator | None) -> list[ViewParameters]:
+    def _checked(self, caller: str, generator: torch.Generator | None) -> torch.Generator | None:
+        if generator is not None and generator.device.type != "cpu":
+            raise OptionError(
+                f"{caller} expects a generator on the CPU, got one on {generator.device}; make it "
+                "with torch.Generator()."
+            )
+        return generator
+
+    def _seed(self, caller: str, generator: torch.Generator | None, seed: int | None) -> int:
+        if seed is not None:
+            if generator is not None:
+                raise OptionError(f"{caller} expects a seed or a generator, got both.")
+            if check_count(caller, "seed", seed, least=0) >= 2**63:
+                raise OptionError(f"{caller} expects a seed below 2**63, got {seed}.")
+            return seed
+        generator = self._checked(caller, generator)
+        return int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+
+    def _strength(self, caller: str, strength: ArrayLike | float, n: int) -> Tensor | None:
+        if isinstance(strength, (int, float)):
+            check_number(caller, "strength", strength, least=0.0)
+            return None if strength == 1 else torch.full((n,), strength, dtype=torch.float64)
+        values = torch.as_tensor(strength).detach().to("cpu", torch.float64).contiguous()
+        if values.shape != (n,) or not bool((values.isfinite() & (values >= 0)).all()):
+            raise OptionError(
+                f"{caller} expects strength as a number from 0 or {n} of them, got {strength!r}."
+            )
+        return values
+
+    def _draw(self, pixels: Tensor, seed: int, strength: float, caller: str) -> Tensor:
         _, height, width = pixels.shape
-        return draw_parameters(
-            self.views,
+        return draw_rows(
+            self._table,
             height=height,
             width=width,
-            generator=generator,
-            caller=type(self).__name__,
+            seeds=torch.tensor([seed], device="cpu"),
+            strength=self._strength(caller, strength, 1),
         )
 
-    def _make(self, pixels: Tensor, parameters: list[ViewParameters]) -> list[Tensor]:
-        return [self._finish(resized_crop(pixels, row.box, row.size), row) for row in parameters]
+    def _cut(self, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        parts = {
+            size: torch.empty(
+                (self._sizes.count(size), 3, size, size), dtype=torch.uint8, device="cpu"
+            )
+            for size in dict.fromkeys(self._sizes)
+        }
+        places = zip(self._sizes, self._places, strict=True)
+        cut_views(pixels[None], rows, [parts[size][at : at + 1] for size, at in places])
+        named = {str(size): part for size, part in parts.items()}
+        return {**named, "rows": rows[0]}
 
-    def _finish(self, small: Tensor, row: ViewParameters) -> Tensor:
-        view = finished(small, row, self._mean, self._std)
-        if view is None:
-            view = recolour(small, row)
-            for plane, mean, std in zip(view, self._mean, self._std, strict=True):
-                plane.sub_(mean).div_(std)
-        return view
+    def _with_functions(self, views: list[Tensor], image: ImageLike, seed: int) -> list[Tensor]:
+        made = iter(views)
+        return [
+            _called(view, image, derive_seed(seed, at)) if at in self._functions else next(made)
+            for at, view in enumerate(self.views)
+        ]
+
+
+def _called(view: Any, image: ImageLike, seed: int) -> Tensor:
+    if takes_argument(view, "generator"):
+        made = view(image, generator=torch.Generator().manual_seed(seed))
+    else:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            made = view(image)
+    if not isinstance(made, Tensor):
+        raise OptionError(
+            f"MultiCropTransform expects {view!r} to return a tensor, got {type(made).__name__}; end it "
+            "with ToTensor or the like."
+        )
+    return made

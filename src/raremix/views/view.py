@@ -4,9 +4,10 @@ It knows no image and draws nothing.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from raremix.options import check_count, check_number, check_range
+from raremix.options import check_choice, check_count, check_number, check_range
 
 __all__ = ["View"]
 
@@ -23,6 +24,7 @@ class View:
         size: Side of the view in pixels, at least 1.
         scale: Least and greatest area of the crop, as a part of the image's area, in (0, 1].
         ratio: Least and greatest width over height of the crop, above 0.
+        interpolation: How the crop is resized, "bicubic" or "bilinear"; both antialiased.
         flip_p: How often the view is mirrored left to right; this and every ``_p`` is in [0, 1].
         jitter_p: How often the four colour changes are made, in a random order.
         brightness: Farthest distance of the brightness factor from 1; at least 0.
@@ -33,6 +35,8 @@ class View:
         blur_p: How often a Gaussian blur is laid over.
         blur_sigma: Least and greatest standard deviation of the blur, in pixels of the view,
             above 0.
+        blur_radius: Reach of the blur to each side in pixels, at least 1; three standard deviations
+            if None.
         solarize_p: How often values of 128 and more, of 255, are inverted.
 
     Raises:
@@ -51,6 +55,7 @@ class View:
     size: int
     scale: tuple[float, float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["bicubic", "bilinear"] = field(default="bicubic", kw_only=True)
     flip_p: float = 0.5
     jitter_p: float = 0.8
     brightness: float = 0.4
@@ -60,10 +65,14 @@ class View:
     grayscale_p: float = 0.2
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_radius: int | None = field(default=None, kw_only=True)
     solarize_p: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("View", "size", self.size, least=1)
+        check_choice("View", "interpolation", self.interpolation, ("bicubic", "bilinear"))
+        if self.blur_radius is not None:
+            check_count("View", "blur_radius", self.blur_radius, least=1)
         for name, above, most in (
             ("scale", 0.0, 1.0),
             ("ratio", 0.0, math.inf),
