@@ -204,7 +204,7 @@ def test_what_only_described_views_can_do_is_refused_by_name() -> None:
     ):
         with pytest.raises(OptionError, match=r"cannot say what view 1 does, .* describe the view"):
             call()
-    text = MultiCropTransform.from_views([str])
+    text = MultiCropTransform.from_views([repr])  # type: ignore[list-item]  # The mistake under test.
     with pytest.raises(OptionError, match=r"to return a tensor, got str; end it with ToTensor"):
         text(IMAGES[0])
 

@@ -204,6 +204,10 @@ def test_the_transform_uses_it_and_does_without(monkeypatch: pytest.MonkeyPatch)
     others, same = transform.with_rows(image, seed=3)
     assert torch.equal(rows, same)
     whole = transform.batch(image.repeat(2, 1, 1, 1), seeds=[3, 4])
+    assert [tuple(view.shape) for view in transform.batch(image[None][:0])][1:3] == [
+        (0, 3, 32, 32),
+        (0, 3, 16, 16),
+    ]
     for view, other, mine, theirs in zip(views, others, several, whole, strict=True):
         # A level where a sum lies between two.
         for made, expected in ((view, other), (mine, theirs)):

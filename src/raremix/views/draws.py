@@ -114,7 +114,7 @@ def _draw(
     strength: "_Floats | None",
 ) -> None:
     n, count = len(seeds), len(table.places)
-    drawn = uniforms_of(seeds, table.numbers).reshape(n, -1, _NUMBERS)
+    drawn = uniforms_of(seeds, table.numbers).reshape(n, table.numbers // _NUMBERS, _NUMBERS)
     if count * _NUMBERS != table.numbers:
         # In order, so that boxes are too, and can be written to through another shape.
         drawn = np.ascontiguousarray(drawn[:, table.places])

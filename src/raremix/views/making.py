@@ -30,12 +30,15 @@ def cut_views(images: Tensor, rows: Tensor, out: Sequence[Tensor]) -> None:
     if kernel.runs(images):
         kernel.cut(images, rows, out)
         return
-    for at, view in enumerate(out):
-        if images.device.type == "cpu" and len(images) == 1:
-            (row,) = from_rows(rows[:, at])
+    if images.device.type == "cpu" and len(images) == 1:
+        for view, row in zip(out, from_rows(rows[0]), strict=True):
             view[0] = resized_crop(images[0], row)
-        else:
-            view.copy_(cut_batch(images, rows[:, at]))
+        return
+    for size, places in _by_size(out).items():
+        sources = torch.arange(len(images), device="cpu").repeat(len(places))
+        cut = cut_batch(images, _of(rows, places), size=size, sources=sources)
+        for at, views in zip(places, cut.chunk(len(places)), strict=True):
+            out[at].copy_(views)  # one channel to three
 
 
 def finish_views(views: Sequence[Tensor], rows: Tensor, constants: Tensor) -> list[Tensor]:
@@ -62,7 +65,13 @@ def finish_views(views: Sequence[Tensor], rows: Tensor, constants: Tensor) -> li
             recolour(view[0], row).sub_(mean).div_(std)[None]
             for view, row in zip(views, from_rows(rows[0]), strict=True)
         ]
-    return [finish_batch(view, rows[:, at], mean, std) for at, view in enumerate(views)]
+    finished = list(views)
+    for places in _by_size(views).values():
+        pixels = torch.cat([views[at] for at in places])
+        made = finish_batch(pixels, _of(rows, places), mean, std)
+        for at, part in zip(places, made.chunk(len(places)), strict=True):
+            finished[at] = part
+    return finished
 
 
 def make_views(
@@ -79,3 +88,16 @@ def make_views(
     views = [images.new_empty((n, 3, size, size)) for size in sizes]
     cut_views(images, rows, views)
     return finish_views(views, rows, constants)
+
+
+def _by_size(views: Sequence[Tensor]) -> dict[int, list[int]]:
+    """Which views have which size: those of one are made in one go, as each start costs time."""
+    found: dict[int, list[int]] = {}
+    for at, view in enumerate(views):
+        found.setdefault(view.shape[-1], []).append(at)
+    return found
+
+
+def _of(rows: Tensor, places: list[int]) -> Tensor:
+    """The rows of these views, of all images, one view after the other."""
+    return rows[:, places].transpose(0, 1).flatten(0, 1)
