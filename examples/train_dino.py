@@ -364,7 +364,7 @@ def load_data(settings: Settings, transform: Callable[..., Any]) -> Data:
     if not settings.data:
         raise SystemExit("pass --data: an .npz of uint8 images, a folder of images, or digits")
     if settings.data != "digits" and Path(settings.data).is_dir():
-        files = raremix.ImageFiles(settings.data, **options)
+        files = raremix.ImageFiles(settings.data, as_tensor=True, **options)
         labels = None if files.labels is None else files.labels.numpy()
         return Data(
             files,

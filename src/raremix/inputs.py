@@ -23,6 +23,7 @@ __all__ = [
     "finite_rows",
     "loses_digits",
     "takes_argument",
+    "tensor_of",
     "what_is_not_finite",
 ]
 
@@ -248,3 +249,22 @@ def takes_argument(function: Callable[..., Any], name: str) -> bool:
         return name in inspect.signature(called).parameters
     except (TypeError, ValueError):
         return False  # Some built-ins have no signature.
+
+
+def tensor_of(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """A tensor that shares the memory of an array, also of one that is marked as read-only.
+
+    torch warns of those. Whoever asks makes sure that nobody writes, or that nobody else looks.
+    """
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Alias(array)))
+
+
+class _Alias:
+    """The same memory as a read-only array, without the mark that it is."""
+
+    def __init__(self, array: np.ndarray[Any, np.dtype[Any]]) -> None:
+        self._array = array  # Keeps the memory alive.
+        self.__array_interface__ = {
+            **array.__array_interface__,
+            "data": (array.__array_interface__["data"][0], False),
+        }

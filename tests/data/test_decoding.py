@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raremix.data.pictures import as_channels_first, find_unreadable, read_image
+from raremix.data.pictures import find_unreadable, read_image, read_pixels
 from raremix.errors import FileFormatError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -19,13 +19,19 @@ def save(path: Path, mode: str = "RGB", **options: Any) -> Path:
 def test_a_lossless_image_comes_back_exactly(tmp_path: Path) -> None:
     image = read_image(save(tmp_path / "a.png"))
     np.testing.assert_array_equal(np.array(image), PIXELS)
-    np.testing.assert_array_equal(as_channels_first(image).permute(1, 2, 0).numpy(), PIXELS)
+    pixels = read_pixels(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), PIXELS)
 
 
-def test_the_tensor_has_channels_last_strides(tmp_path: Path) -> None:
-    tensor = as_channels_first(read_image(save(tmp_path / "a.png")))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_tensor_has_channels_last_strides_and_may_be_written_to(
+    tmp_path: Path, suffix: str, mode: str
+) -> None:
+    tensor = read_pixels(save(tmp_path / f"a.{suffix}", mode))
     assert tensor.shape == (3, 40, 60)
     assert tensor.stride() == (1, 180, 3)
+    tensor.fill_(0)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
@@ -59,6 +65,8 @@ def test_a_truncated_image_is_found_and_named(tmp_path: Path, suffix: str, share
     with pytest.raises(FileFormatError, match="cannot be read") as caught:
         read_image(path)
     assert str(path) in str(caught.value)
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        read_pixels(path)
     assert [found.path for found in find_unreadable([path])] == [path]
 
 

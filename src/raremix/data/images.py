@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from raremix.data.arrays import Array, Member, list_members, read_array
 from raremix.data.kinds import PathLike
-from raremix.data.pictures import as_channels_first, read_image
+from raremix.data.pictures import read_image, read_pixels
 from raremix.data.seeding import SeededTransform
 from raremix.data.vectors import read_vector
 from raremix.errors import FileFormatError, ImageInputError, LabelError
@@ -39,6 +39,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             found, if None. Use it to leave out what ``find_unreadable`` found.
         transform: Called on the RGB PIL image. Without one, uint8 tensors of shape
             (3, height, width) are delivered.
+        as_tensor: Call the transform on that uint8 tensor instead.
         seed: Makes views a function of (seed, draw, id) alone, for any number of workers; the
             transform must take ``seed=`` or ``generator=``.
 
@@ -61,6 +62,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         *,
         files: Sequence[PathLike] | None = None,
         transform: Callable[..., Any] | None = None,
+        as_tensor: bool = False,
         seed: int | None = None,
     ) -> None:
         self.root = Path(root).absolute()
@@ -78,6 +80,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         self.paths = [self.root / file for file in relative]
         self.class_names, self.labels = _folder_classes(self.root, self.paths)
         self._apply = SeededTransform(transform, seed=seed, caller="ImageFiles")
+        self._as_tensor = as_tensor
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the draw of plain ids, also in workers that run already; 0 at first.
@@ -93,10 +96,8 @@ class ImageFiles(Dataset[tuple[Any, int]]):
     def __getitem__(self, id: int) -> tuple[Any, int]:
         """Decode and transform one image; also says its id."""
         place = _checked(id, len(self.paths))
-        image = read_image(self.paths[place])
-        if self._apply.transform is None:
-            return as_channels_first(image), place
-        return self._apply(image, _keeping_draw(id, place)), place
+        read = read_pixels if self._as_tensor or self._apply.transform is None else read_image
+        return self._apply(read(self.paths[place]), _keeping_draw(id, place)), place
 
 
 class ImageArrays(Dataset[tuple[Any, int]]):

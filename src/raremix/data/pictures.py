@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from raremix.data.kinds import PathLike
 from raremix.errors import FileFormatError
+from raremix.inputs import tensor_of
 from raremix.progress import Progress
 
-__all__ = ["Unreadable", "as_channels_first", "find_unreadable", "read_image"]
+__all__ = ["Unreadable", "find_unreadable", "read_image", "read_pixels"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,20 @@ def read_image(path: PathLike) -> Image.Image:
         ) from error
 
 
-def as_channels_first(image: Image.Image) -> Tensor:
-    """Turn an RGB image into uint8 (3, height, width), a view with channels-last strides."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def read_pixels(path: PathLike) -> Tensor:
+    """Decode an image file to a tensor, as ``read_image`` does.
+
+    Without the slow ways to get there: converting RGB to RGB, which copies every pixel; copying the
+    array once more to make it writable; and rearranging channels into planes.
+
+    Returns:
+        Uint8 of shape (3, height, width), a view with channels-last strides.
+
+    Raises:
+        FileFormatError: As ``read_image``.
+    """
+    # PIL hands out its pixels as bytes of their own, which nobody else can see being written to.
+    return tensor_of(np.asarray(read_image(path))).permute(2, 0, 1)
 
 
 def find_unreadable(

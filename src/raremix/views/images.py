@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from raremix.errors import ImageInputError
+from raremix.inputs import tensor_of
 
 __all__ = ["ImageLike", "as_image", "as_images"]
 
@@ -157,20 +158,8 @@ def _from_array(image: "np.ndarray[Any, np.dtype[Any]]", caller: str) -> Tensor:
 
 
 def _channels_first(array: "np.ndarray[Any, np.dtype[Any]]") -> Tensor:
-    # torch warns of arrays that are read-only, as PIL's are; what is never written needs no copy.
-    tensor = torch.from_numpy(array if array.flags.writeable else np.asarray(_Alias(array)))
+    tensor = tensor_of(array)
     return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
-
-
-class _Alias:
-    """The same memory as a read-only array, without the mark that it is."""
-
-    def __init__(self, array: "np.ndarray[Any, np.dtype[Any]]") -> None:
-        self._array = array  # Keeps the memory alive.
-        self.__array_interface__ = {
-            **array.__array_interface__,
-            "data": (array.__array_interface__["data"][0], False),
-        }
 
 
 def _shape_hint(ndim: int) -> str:
