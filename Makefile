@@ -46,6 +46,7 @@ bench: $(VENV)/installed ## Measure speed against the peers; takes half an hour
 	$(BIN)/python tests/benchmarks/bench_neighbors.py
 	$(BIN)/python tests/benchmarks/bench_mixing.py
 	$(BIN)/python tests/benchmarks/bench_memory.py
+	$(BIN)/python tests/benchmarks/bench_views.py
 
 clean: ## Remove what was built, and the environment
 	rm -rf $(VENV) demo build dist docs/_build

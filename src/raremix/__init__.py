@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from raremix.neighbors import nearest as nearest
     from raremix.reports.report import write_report as write_report
     from raremix.views.multicrop import MultiCropTransform as MultiCropTransform
+    from raremix.views.rarity import RarityViews as RarityViews
     from raremix.views.view import View as View
 
 __version__ = "0.1.0"
@@ -92,6 +93,7 @@ _HOMES = {
     "LeastRedundant": "raremix.memory.policies.redundancy",
     "ClusterBalanced": "raremix.memory.policies.clusters",
     "FIFO": "raremix.memory.policies.simple",
+    "RarityViews": "raremix.views.rarity",
     "RaremixError": "raremix.errors",
     "RaremixWarning": "raremix.errors",
     "TwoScaleDistance": "raremix.detection.scorers.two_scale",
