@@ -45,7 +45,16 @@ def point_in_view(view: ViewParameters, x: float, y: float) -> tuple[float, floa
 
 
 def source_box(view: ViewParameters, box: tuple[float, float, float, float]) -> Box:
-    """The whole source pixels that a box of the view covers, at least in part."""
+    """The whole source pixels that a box of the view covers, at least in part.
+
+    Resizing blends in a little from beyond: two pixels of the source (bilinear: one), or as many of
+    the view where that is smaller than its box.
+
+    Example:
+        >>> view = ViewParameters((10, 0, 30, 20), 40, flipped=True)
+        >>> source_box(view, (0, 0, 10, 9))
+        (25, 0, 30, 5)
+    """
     x0, y0 = point_in_source(view, box[0], box[1])
     x1, y1 = point_in_source(view, box[2], box[3])
     return (

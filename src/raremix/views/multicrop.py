@@ -138,7 +138,8 @@ class MultiCropTransform:
           the chance of a blur (1 and .1) for the chance of none.
         - "swav": 2 x 224 of .14 to 1, 6 x 96 of .05 to .14; jitter .8, .8, .8, .2; blur at .5;
           bilinear.
-        - "simclr": 2 x 224 of .08 to 1; jitter .8, .8, .8, .2; blur at .5.
+        - "simclr": 2 x 224 of .08 to 1; jitter .8, .8, .8, .2; blur at .5. Its own code does not
+          normalise, and resizes without antialiasing.
         - "small", for images of some 8 to 64 pixels, such as CIFAR or handwritten digits: 2 x 32 of
           .5 to 1, 6 x 16 of .2 to .5; no blur, which would leave little of such an image; the second
           solarized at .2. Ours, after "dino".
