@@ -145,7 +145,7 @@ FAST static void blur_line(const float *restrict padded, float *restrict out, in
 
 /* Weights of a Gaussian and its mirror image, the middle one first; returns the radius. */
 static int gauss(float sigma, int reach, int length, float *weights) {
-    if (reach == 0) reach = (int)ceilf(3.0f * sigma);
+    if (reach == 0) reach = (int)ceil(3.0 * (double)sigma);
     int radius = reach < length - 1 ? reach : length - 1;
     double raw[LONGEST + 1], total = 0.0;
     for (int k = 0; k <= radius; k++) {

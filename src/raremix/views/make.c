@@ -63,7 +63,7 @@ int32_t cut_views(const Images *images, int64_t n, int64_t views, const float *r
 /* Whether all blurs of some rows reach no farther than finish.c can. */
 static int within_reach(const float *rows, int64_t n) {
     for (const float *row = rows; row < rows + n * COLUMNS; row += COLUMNS)
-        if (3.0f * row[SIGMA] > LONGEST || row[RADIUS] > LONGEST) return 0;
+        if (3.0 * (double)row[SIGMA] > LONGEST || row[RADIUS] > LONGEST) return 0;
     return 1;
 }
 
