@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from raremix import BufferedMixSampler, ImageArrays, RareMemoryBuffer
+from raremix import (
+    BufferedMixSampler,
+    BufferEntries,
+    CropMixer,
+    ImageArrays,
+    RareMemoryBuffer,
+)
 from raremix.errors import ImageInputError, OptionError
 from raremix.views import MultiCropTransform, View, from_rows, sample_seeds
 
@@ -162,6 +168,19 @@ def test_crops_of_mixed_batches_are_the_same_for_any_number_of_workers_and_after
         other.add(resumed.batch, _Flags(scores))
     assert all(map(equal, stepped + rest, straight[: 4 + len(rest)]))
     assert rest
+
+
+def test_crops_of_a_buffer_are_mixed_in_before_they_are_finished() -> None:
+    buffer = RareMemoryBuffer(4)
+    buffer.admit(
+        BufferEntries(torch.tensor([70]), torch.ones(1), torch.full((1, 3, 30, 30), 200).byte())
+    )
+    black = [SMALL.cut(np.zeros((40, 60, 3), np.uint8), seed=at) for at in range(8)]
+    batch, rows = CropMixer(buffer, SMALL.cut, replay=0.125)(default_collate(black))
+    assert rows.ids[rows.is_replay].tolist() == [70]
+    for view in SMALL.finish(batch):
+        bright = view.amax(dim=(1, 2, 3)) > -1
+        assert bright.tolist() == rows.is_replay.tolist()
 
 
 def test_a_function_makes_its_own_view_in_its_place() -> None:

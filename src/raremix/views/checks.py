@@ -1,4 +1,4 @@
-"""Checks the rows and batches that a user hands back, before a kernel trusts them."""
+"""Checks seeds, strengths, rows and batches that a user hands over, before a kernel trusts them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +9,18 @@ from torch import Tensor
 
 from raremix.errors import ImageInputError, OptionError
 from raremix.inputs import ArrayLike, as_whole_numbers
+from raremix.options import check_count, check_number
 from raremix.views.rows import COLUMNS, KINDS
 
-__all__ = ["as_rows", "as_seeds", "check_boxes", "checked_cut"]
+__all__ = [
+    "as_rows",
+    "as_seed",
+    "as_seeds",
+    "as_strength",
+    "check_boxes",
+    "checked_cut",
+    "checked_generator",
+]
 
 _MOST_SIZE = 1 << 15
 """A view of more pixels a side is taken for a mistake: it would have 3 GB as bytes."""
@@ -58,6 +67,43 @@ def _bounds() -> "tuple[_Row, _Row]":
     least[_TO::2], most[_TO::2] = -1, len(KINDS) - 1
     least[_TO + 1 :: 2], most[_TO + 1 :: 2] = -0.5, np.finfo(np.float32).max
     return least, most
+
+
+def checked_generator(generator: torch.Generator | None, *, caller: str) -> torch.Generator | None:
+    """Refuse a generator that is not one of the CPU."""
+    if generator is not None and generator.device.type != "cpu":
+        raise OptionError(
+            f"{caller} expects a generator on the CPU, got one on {generator.device}; make it "
+            "with torch.Generator()."
+        )
+    return generator
+
+
+def as_seed(seed: int | None, generator: torch.Generator | None, *, caller: str) -> int:
+    """The seed given, or else one number of the generator, or of torch's default one."""
+    if seed is None:
+        generator = checked_generator(generator, caller=caller)
+        return int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+    if generator is not None:
+        raise OptionError(f"{caller} expects a seed or a generator, got both; leave one out.")
+    if check_count(caller, "seed", seed, least=0) >= 2**63:
+        raise OptionError(f"{caller} expects a seed below 2**63, got {seed}.")
+    return int(seed)
+
+
+def as_strength(strength: ArrayLike | float, n: int, *, caller: str) -> Tensor | None:
+    """Float64 of shape (n,) without gaps, from 0; None where all are 1."""
+    if isinstance(strength, (int, float)):
+        check_number(caller, "strength", strength, least=0.0)
+        if strength == 1:
+            return None
+        return torch.full((n,), strength, dtype=torch.float64, device="cpu")
+    values = torch.as_tensor(strength).detach().to("cpu", torch.float64).contiguous()
+    if values.shape != (n,) or not bool((values.isfinite() & (values >= 0)).all()):
+        raise OptionError(
+            f"{caller} expects strength as a number from 0 or {n} of them, got {strength!r}."
+        )
+    return values
 
 
 def as_seeds(seeds: ArrayLike | Sequence[int], n: int, *, caller: str) -> Tensor:

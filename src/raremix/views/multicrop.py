@@ -3,31 +3,37 @@
 It puts together what the other modules of this room do, and knows no dataset and no model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from raremix.errors import OptionError
-from raremix.inputs import ArrayLike, takes_argument
+from raremix.inputs import ArrayLike
 from raremix.options import check_choice, check_count, check_number, check_numbers, check_range
 from raremix.seeds import derive_seed
-from raremix.views.checks import as_rows, as_seeds, check_boxes, checked_cut
+from raremix.views.checks import (
+    as_rows,
+    as_seed,
+    as_seeds,
+    as_strength,
+    check_boxes,
+    checked_cut,
+    checked_generator,
+)
 from raremix.views.draws import ViewTable, draw_rows
+from raremix.views.functions import ViewFunction, view_by
 from raremix.views.images import ImageLike, as_image, as_images
 from raremix.views.making import cut_views, finish_views, make_views
 from raremix.views.recipes import IMAGENET_MEAN, IMAGENET_STD, RecipeName, recipe
 from raremix.views.rows import ViewParameters, from_rows, to_rows
 from raremix.views.view import View
 
-__all__ = ["MultiCropTransform", "ViewFunction"]
-
-ViewFunction: TypeAlias = Callable[..., Tensor]
-"""Makes one view of an image, as ``view(image)`` or ``view(image, generator=generator)``."""
+__all__ = ["MultiCropTransform"]
 
 
 class MultiCropTransform:
@@ -256,7 +262,7 @@ class MultiCropTransform:
         """
         caller = type(self).__name__
         pixels = as_image(image, caller=caller)
-        seed = self._seed(caller, generator, seed)
+        seed = as_seed(seed, generator, caller=caller)
         rows = self._draw(pixels, seed, strength, caller)
         views = [view[0] for view in make_views(pixels[None], rows, self._constants, self._sizes)]
         return self._with_functions(views, image, seed) if self._functions else views
@@ -300,7 +306,7 @@ class MultiCropTransform:
         caller = f"{type(self).__name__}.cut"
         pixels = as_image(image, caller=caller)
         self.check_described(caller)
-        rows = self._draw(pixels, self._seed(caller, generator, seed), strength, caller)
+        rows = self._draw(pixels, as_seed(seed, generator, caller=caller), strength, caller)
         return self._cut(pixels, rows)
 
     def finish(
@@ -377,7 +383,7 @@ class MultiCropTransform:
         images = as_images(images, caller=caller)
         n, _, height, width = images.shape
         if seeds is None:
-            generator = self._checked(caller, generator)
+            generator = checked_generator(generator, caller=caller)
             numbers = torch.randint(2**63 - 1, (n,), generator=generator, device="cpu")
         elif generator is not None:
             raise OptionError(f"{caller} expects seeds or a generator, got both; leave one out.")
@@ -388,7 +394,7 @@ class MultiCropTransform:
             height=height,
             width=width,
             seeds=numbers,
-            strength=self._strength(caller, strength, n),
+            strength=as_strength(strength, n, caller=caller),
         )
         return make_views(images, rows, self._constants, self._sizes)
 
@@ -420,7 +426,7 @@ class MultiCropTransform:
         caller = f"{type(self).__name__}.with_rows"
         pixels = as_image(image, caller=caller)
         self.check_described(caller)
-        rows = self._draw(pixels, self._seed(caller, generator, seed), strength, caller)
+        rows = self._draw(pixels, as_seed(seed, generator, caller=caller), strength, caller)
         views = make_views(pixels[None], rows, self._constants, self._sizes)
         return [view[0] for view in views], rows[0]
 
@@ -455,8 +461,8 @@ class MultiCropTransform:
             self._table,
             height=check_count(caller, "height", height, least=1),
             width=check_count(caller, "width", width, least=1),
-            seeds=torch.tensor([self._seed(caller, generator, seed)], device="cpu"),
-            strength=self._strength(caller, strength, 1),
+            seeds=torch.tensor([as_seed(seed, generator, caller=caller)], device="cpu"),
+            strength=as_strength(strength, 1, caller=caller),
         )
         return from_rows(rows[0])
 
@@ -556,35 +562,6 @@ class MultiCropTransform:
             raise OptionError(f"{caller} expects std above 0, got {std!r}.")
         self._constants = torch.tensor(constants, dtype=torch.float32, device="cpu")
 
-    def _checked(self, caller: str, generator: torch.Generator | None) -> torch.Generator | None:
-        if generator is not None and generator.device.type != "cpu":
-            raise OptionError(
-                f"{caller} expects a generator on the CPU, got one on {generator.device}; make it "
-                "with torch.Generator()."
-            )
-        return generator
-
-    def _seed(self, caller: str, generator: torch.Generator | None, seed: int | None) -> int:
-        if seed is not None:
-            if generator is not None:
-                raise OptionError(f"{caller} expects a seed or a generator, got both.")
-            if check_count(caller, "seed", seed, least=0) >= 2**63:
-                raise OptionError(f"{caller} expects a seed below 2**63, got {seed}.")
-            return seed
-        generator = self._checked(caller, generator)
-        return int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
-
-    def _strength(self, caller: str, strength: ArrayLike | float, n: int) -> Tensor | None:
-        if isinstance(strength, (int, float)):
-            check_number(caller, "strength", strength, least=0.0)
-            return None if strength == 1 else torch.full((n,), strength, dtype=torch.float64)
-        values = torch.as_tensor(strength).detach().to("cpu", torch.float64).contiguous()
-        if values.shape != (n,) or not bool((values.isfinite() & (values >= 0)).all()):
-            raise OptionError(
-                f"{caller} expects strength as a number from 0 or {n} of them, got {strength!r}."
-            )
-        return values
-
     def _draw(self, pixels: Tensor, seed: int, strength: float, caller: str) -> Tensor:
         _, height, width = pixels.shape
         return draw_rows(
@@ -592,7 +569,7 @@ class MultiCropTransform:
             height=height,
             width=width,
             seeds=torch.tensor([seed], device="cpu"),
-            strength=self._strength(caller, strength, 1),
+            strength=as_strength(strength, 1, caller=caller),
         )
 
     def _cut(self, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
@@ -610,21 +587,6 @@ class MultiCropTransform:
     def _with_functions(self, views: list[Tensor], image: ImageLike, seed: int) -> list[Tensor]:
         made = iter(views)
         return [
-            _called(view, image, derive_seed(seed, at)) if at in self._functions else next(made)
+            next(made) if isinstance(view, View) else view_by(view, image, derive_seed(seed, at))
             for at, view in enumerate(self.views)
         ]
-
-
-def _called(view: Any, image: ImageLike, seed: int) -> Tensor:
-    if takes_argument(view, "generator"):
-        made = view(image, generator=torch.Generator().manual_seed(seed))
-    else:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
-            made = view(image)
-    if not isinstance(made, Tensor):
-        raise OptionError(
-            f"MultiCropTransform expects {view!r} to return a tensor, got {type(made).__name__}; end it "
-            "with ToTensor or the like."
-        )
-    return made
