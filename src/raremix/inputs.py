@@ -4,7 +4,7 @@ It knows shapes and dtypes, not what the rows mean.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "check_embeddings",
     "finite_rows",
     "loses_digits",
+    "needs_argument",
     "takes_argument",
     "tensor_of",
     "what_is_not_finite",
@@ -243,12 +244,22 @@ def loses_digits(value: ArrayLike, rows: Tensor) -> bool:
 
 def takes_argument(function: Callable[..., Any], name: str) -> bool:
     """Whether a function, or a module, names this argument; false where it does not tell."""
+    return name in _arguments(function)
+
+
+def needs_argument(function: Callable[..., Any] | None, name: str) -> bool:
+    """Whether a function, or a module, cannot be called without this argument."""
+    argument = {} if function is None else _arguments(function)
+    return name in argument and argument[name].default is inspect.Parameter.empty
+
+
+def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     # The __call__ of a module takes anything; what it means is told by forward.
     called = function.forward if isinstance(function, nn.Module) else function
     try:
-        return name in inspect.signature(called).parameters
+        return inspect.signature(called).parameters
     except (TypeError, ValueError):
-        return False  # Some built-ins have no signature.
+        return {}  # Some built-ins have no signature.
 
 
 def tensor_of(array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:

@@ -33,28 +33,29 @@ def derive_seed(*parts: int) -> int:
     """
     state = 0
     for part in parts:
-        state = _mixed(state + (part & _MASK))
+        state = _mixed(state + (int(part) & _MASK))
     return state >> 1
 
 
 def derive_seeds(
-    *parts: int, last: "np.ndarray[Any, np.dtype[np.int64]]"
+    first: int,
+    second: "int | np.ndarray[Any, np.dtype[np.int64]]",
+    last: "np.ndarray[Any, np.dtype[np.int64]]",
 ) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Call ``derive_seed(*parts, number)`` for every number of ``last``, at once.
+    """Call ``derive_seed(first, second, last)`` for every number of ``last``, and of ``second``.
 
     Returns:
         Int64 of the shape of ``last``, from 0.
 
     Example:
-        >>> derive_seeds(1, 2, last=np.array([3, 4])).tolist() == [derive_seed(1, 2, n) for n in (3, 4)]
+        >>> derive_seeds(1, 2, np.array([3, 4])).tolist() == [derive_seed(1, 2, n) for n in (3, 4)]
         True
     """
-    state = 0
-    for part in parts:
-        state = _mixed(state + (part & _MASK))
-    states = last.astype(np.uint64) + np.uint64((state + _GAMMA) & _MASK)
-    _mix(states)
-    states ^= states >> _SHIFTS[2]
+    states = np.full(last.shape, _mixed(int(first) & _MASK), np.uint64)
+    for part in (second, last):
+        states += np.asarray(part, np.int64).astype(np.uint64) + _FACTORS[0]
+        _mix(states)
+        states ^= states >> _SHIFTS[2]
     seeds: np.ndarray[Any, np.dtype[np.int64]] = (states >> np.uint64(1)).astype(np.int64)
     return seeds
 

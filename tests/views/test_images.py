@@ -119,7 +119,10 @@ def test_read_only_arrays_are_shared_without_a_warning_and_outlive_their_name() 
     [
         ("cat.jpg", "f expects an image as a PIL image.*got str; open files with PIL.Image.open"),
         (None, "got NoneType"),
-        (PLANES.float() / 255, r"got torch.float32; scale to 0..255 and call .round\(\)"),
+        (
+            PLANES.float() / 255,
+            r"got torch.float32; leave out ToTensor, or scale to 0..255 and call .round\(\)",
+        ),
         (PLANES.long(), r"got torch.int64; call .to\(torch.uint8\)"),
         (PLANES[0], r"got \(5, 7\); add the channel with .unsqueeze\(0\)"),
         (PLANES[None], r"got \(1, 3, 5, 7\); pass one image at a time"),

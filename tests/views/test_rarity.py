@@ -32,6 +32,18 @@ def test_rarity_is_the_place_among_the_scores() -> None:
     assert views.rarity.tolist() == pytest.approx([0.0, 0.5, 1 / 3, 1.0, 2 / 3])
 
 
+def test_scores_may_be_of_any_kind() -> None:
+    for scores in (
+        np.array([2.0, 1.0]),
+        [2, 1],
+        torch.tensor([2, 1]),
+        torch.tensor([2.0, 1.0]).half(),
+    ):
+        views = RarityViews(SMALL, 2)
+        views.update([0, 1], scores)
+        assert views.rarity.tolist() == [1.0, 0.0]
+
+
 def test_equal_scores_share_their_place_and_the_mean_stays_in_the_middle() -> None:
     views = RarityViews(SMALL, 6)
     views.update(range(6), torch.tensor([1.0, 1.0, 1.0, 5.0, 5.0, 9.0]))

@@ -1,6 +1,8 @@
 """The two stages: what is cut in a worker and finished elsewhere is what a call makes at once."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from raremix import (
     RareMemoryBuffer,
 )
 from raremix.errors import ImageInputError, OptionError
-from raremix.views import MultiCropTransform, View, from_rows, sample_seeds
+from raremix.seeds import derive_seed
+from raremix.views import MultiCropTransform, View, from_rows, sample_seeds, to_rows
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 40, 60, 3), dtype=np.uint8)
 BATCH = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
@@ -271,16 +274,83 @@ def test_seeds_and_strengths_out_of_range_are_refused() -> None:
         SMALL(IMAGES[0], seed=-1)
     with pytest.raises(OptionError, match="a seed below"):
         SMALL(IMAGES[0], seed=2**63)
-    with pytest.raises(OptionError, match="a seed from 0 for each of 12 images, got 3; make them"):
+    with pytest.raises(OptionError, match="a seed for each of 12 images, got 3; make them"):
         SMALL.batch(BATCH, seeds=[1, 2, 3])
+    with pytest.raises(OptionError, match=r"seeds from 0 and below 2\*\*63, got another"):
+        SMALL.batch(BATCH[:1], seeds=[-1])
+    with pytest.raises(OptionError, match=r"seeds as whole numbers .* got dtype float64"):
+        SMALL.batch(BATCH[:1], seeds=[0.5])  # type: ignore[list-item]  # The mistake.
+    with pytest.raises(OptionError, match=r"expects a torch.Generator, got int; a number goes to"):
+        SMALL(IMAGES[0], generator=3)  # type: ignore[arg-type]  # The mistake under test.
+    for wrong in ("1", None, 1e39, torch.nan, [1.0, 2.0]):
+        with pytest.raises(OptionError, match=r"expects strength as a number in \[0, 1000\], got"):
+            SMALL(IMAGES[0], seed=0, strength=wrong)  # type: ignore[arg-type]  # The mistake.
+    with pytest.raises(OptionError, match="expects height of at most 16777216 pixels"):
+        SMALL.draw(height=2**24 + 1, width=3)
     with pytest.raises(OptionError, match=r"expects strength .* got -0.5"):
         SMALL(IMAGES[0], strength=-0.5)
-    with pytest.raises(OptionError, match="expects strength as a number from 0 or 12 of them"):
+    with pytest.raises(OptionError, match=r"in \[0, 1000\], or 12 of them, got shape \(2,\)"):
         SMALL.batch(BATCH, strength=[1.0, 2.0])  # type: ignore[arg-type]  # The mistake.
     with pytest.raises(ImageInputError, match=r"got \(3, 40, 60\); add the batch with"):
         SMALL.batch(BATCH[0])
     with pytest.raises(ImageInputError, match=r"uint8 tensor of shape .* got torch.float32; stack"):
         SMALL.batch(BATCH.float())
+
+
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int32, np.uint64, np.int64, torch.tensor, torch.IntTensor]
+)
+def test_a_seed_may_be_any_kind_of_whole_number(kind: Any) -> None:
+    expected = SMALL(IMAGES[0], seed=7)
+    seed: Any = kind([7])[0] if kind is torch.IntTensor else kind(7)
+    for _ in range(20):
+        assert equal(SMALL(IMAGES[0], seed=seed), expected)
+    assert equal(SMALL.batch(BATCH[:1], seeds=kind([7])), [view[None] for view in expected])
+
+
+def test_seeds_of_samples_follow_the_draw_of_each() -> None:
+    draws, ids = [0, 3, 2**32 + 5], [4, 4, 9]
+    seeds = sample_seeds(np.int64(5), draws, ids)
+    assert seeds.tolist() == [derive_seed(5, draw, id) for draw, id in zip(draws, ids, strict=True)]
+    assert sample_seeds(5, 3, ids)[1] == seeds[1]
+    with pytest.raises(OptionError, match="a draw from 0 for each of 3 ids, got 2"):
+        sample_seeds(5, [1, 2], ids)
+    with pytest.raises(OptionError, match=r"expects seed as a whole number .* got 1.5"):
+        sample_seeds(1.5, 0, ids)  # type: ignore[arg-type]  # The mistake under test.
+
+
+def test_functions_may_be_called_by_threads() -> None:
+    def own(image: Any) -> Tensor:
+        return torch.rand(3, 2, 2)
+
+    transform = MultiCropTransform.from_views([View(8, (0.5, 1.0)), own])
+    expected = [transform(IMAGES[0], seed=seed) for seed in range(60)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: transform(IMAGES[0], seed=seed), range(60)))
+    assert all(map(equal, found, expected))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rows_that_were_cast_or_of_a_whole_batch_are_refused() -> None:
+    batch = default_collate([SMALL.cut(IMAGES[0], seed=0)])
+    with pytest.raises(
+        OptionError, match=r'rows as float32, got torch.bfloat16.*"rows" out of a cast'
+    ):
+        SMALL.finish({**batch, "rows": batch["rows"].bfloat16()})
+    with pytest.raises(OptionError, match=r'got \(1, 5, 19\); of a batch, .* batch\["rows"\]\[0\]'):
+        from_rows(batch["rows"])
+    with pytest.raises(OptionError, match=r"views, 19\), got \(19,\); pass those of one image"):
+        SMALL.apply(IMAGES[0], batch["rows"][0, 0])
+    assert equal(SMALL.apply(IMAGES[0], batch["rows"][0].numpy()), SMALL(IMAGES[0], seed=0))
+    (drawn, *_) = from_rows(batch["rows"][0])
+    assert torch.equal(SMALL.apply(IMAGES[0], drawn)[0], SMALL(IMAGES[0], seed=0)[0])  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"up to 4 pairs of a name .* got \(\('bogus', 1.0\),\)"):
+        to_rows([replace(drawn, jitter=(("bogus", 1.0),))])
+    with pytest.raises(OptionError, match=r"to_rows expects ViewParameters .* got int"):
+        to_rows([3])  # type: ignore[list-item]  # The mistake under test.
+    with pytest.raises(OptionError, match="expects global_views as a list of views, got View"):
+        MultiCropTransform.from_views(View(8, (0.5, 1.0)))  # type: ignore[arg-type]  # The mistake.
 
 
 def test_a_view_is_cut_again_from_its_source_with_a_wider_box() -> None:

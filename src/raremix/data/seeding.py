@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from raremix.errors import OptionError
-from raremix.inputs import takes_argument
+from raremix.inputs import needs_argument, takes_argument
 from raremix.options import check_count
 from raremix.seeds import derive_seed, seeded_generator
 
@@ -39,6 +39,13 @@ class SeededTransform:
             name: transform is not None and takes_argument(transform, name)
             for name in ("seed", "generator", "id")
         }
+        if seed is not None:
+            seed = check_count(caller, "seed", seed, least=0)
+        if seed is None and takes["seed"] and needs_argument(transform, "seed"):
+            raise OptionError(
+                f"{caller} got a transform ({type(transform).__name__}) that cannot do without a seed; "
+                "pass seed=0, or another one."
+            )
         if transform is not None and seed is not None and not (takes["seed"] or takes["generator"]):
             raise OptionError(
                 f"{caller} got seed={seed} and a transform ({type(transform).__name__}) that takes "

@@ -1,18 +1,19 @@
 """Checks seeds, strengths, rows and batches that a user hands over, before a kernel trusts them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raremix.errors import ImageInputError, OptionError
+from raremix.errors import EmbeddingShapeError, ImageInputError, OptionError
 from raremix.inputs import ArrayLike, as_whole_numbers
-from raremix.options import check_count, check_number
-from raremix.views.rows import COLUMNS, KINDS
+from raremix.options import check_count
+from raremix.views.rows import COLUMNS, KINDS, ViewParameters, to_rows
 
 __all__ = [
+    "as_parameters",
     "as_rows",
     "as_seed",
     "as_seeds",
@@ -24,6 +25,8 @@ __all__ = [
 
 _MOST_SIZE = 1 << 15
 """A view of more pixels a side is taken for a mistake: it would have 3 GB as bytes."""
+_MOST_STRENGTH = 1000
+"""Many times what makes every factor and chance as large as it can be of use."""
 _Row = np.ndarray[Any, np.dtype[np.float32]]
 _FROM, _TO, _BLUR_RADIUS = (
     COLUMNS.index("size"),
@@ -32,17 +35,24 @@ _FROM, _TO, _BLUR_RADIUS = (
 )
 
 
-def as_rows(rows: Tensor, *, caller: str) -> Tensor:
+def as_rows(rows: ArrayLike, *, caller: str) -> Tensor:
     """Take float rows of shape (..., 19) that any kernel can follow.
 
     Raises:
         OptionError: Naming the first column that no view can have.
     """
+    if isinstance(rows, np.ndarray):
+        rows = torch.from_numpy(rows.copy())
     if not isinstance(rows, Tensor) or rows.ndim < 1 or rows.shape[-1] != len(COLUMNS):
         shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise OptionError(
             f"{caller} expects rows of shape (views, {len(COLUMNS)}) as with_rows returns them, got "
             f"{shape}."
+        )
+    if rows.dtype not in (torch.float32, torch.float64):
+        raise OptionError(
+            f"{caller} expects rows as float32, got {rows.dtype}, in which other views are meant; keep "
+            '"rows" out of a cast of the batch, as by precision="bf16-true" of Lightning.'
         )
     taken = rows.detach().to("cpu", torch.float32).contiguous()
     checked = taken.numpy()
@@ -70,52 +80,94 @@ def _bounds() -> "tuple[_Row, _Row]":
 
 
 def checked_generator(generator: torch.Generator | None, *, caller: str) -> torch.Generator | None:
-    """Refuse a generator that is not one of the CPU."""
-    if generator is not None and generator.device.type != "cpu":
+    """Refuse what is no generator, or none of the CPU."""
+    if generator is not None and not (
+        isinstance(generator, torch.Generator) and generator.device.type == "cpu"
+    ):
+        what = getattr(generator, "device", type(generator).__name__)
         raise OptionError(
-            f"{caller} expects a generator on the CPU, got one on {generator.device}; make it "
-            "with torch.Generator()."
+            f"{caller} expects a torch.Generator on the CPU, got one on {what}; make it with "
+            "torch.Generator()."
+            if isinstance(generator, torch.Generator)
+            else f"{caller} expects a torch.Generator, got {what}; a number goes to seed=."
         )
     return generator
 
 
-def as_seed(seed: int | None, generator: torch.Generator | None, *, caller: str) -> int:
-    """The seed given, or else one number of the generator, or of torch's default one."""
+def as_seed(seed: int | None, generator: torch.Generator | None, *, caller: str) -> Tensor:
+    """The seed given, or else one number of the generator, or of torch's default one; int64 (1,)."""
     if seed is None:
         generator = checked_generator(generator, caller=caller)
-        return int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+        return torch.randint(2**63 - 1, (1,), generator=generator, device="cpu")
     if generator is not None:
         raise OptionError(f"{caller} expects a seed or a generator, got both; leave one out.")
+    if isinstance(seed, Tensor) and seed.ndim == 0 and not seed.is_floating_point():
+        seed = int(seed)  # one of those that `sample_seeds` makes
     if check_count(caller, "seed", seed, least=0) >= 2**63:
         raise OptionError(f"{caller} expects a seed below 2**63, got {seed}.")
-    return int(seed)
+    return torch.tensor([int(seed)], dtype=torch.int64, device="cpu")
 
 
-def as_strength(strength: ArrayLike | float, n: int, *, caller: str) -> Tensor | None:
+def as_strength(
+    strength: ArrayLike | Sequence[float] | float, n: int, *, caller: str
+) -> Tensor | None:
     """Float64 of shape (n,) without gaps, from 0; None where all are 1."""
-    if isinstance(strength, (int, float)):
-        check_number(caller, "strength", strength, least=0.0)
-        if strength == 1:
-            return None
-        return torch.full((n,), strength, dtype=torch.float64, device="cpu")
-    values = torch.as_tensor(strength).detach().to("cpu", torch.float64).contiguous()
-    if values.shape != (n,) or not bool((values.isfinite() & (values >= 0)).all()):
+    if isinstance(strength, (int, float)) and strength == 1:
+        return None
+    try:
+        values = torch.as_tensor(strength, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        values = torch.full((n,), torch.nan, dtype=torch.float64, device="cpu")
+    shape = tuple(values.shape)
+    if shape not in ((), (n,)) or not bool(((values >= 0) & (values <= _MOST_STRENGTH)).all()):
+        what = f"shape {shape}" if shape not in ((), (n,)) else repr(strength)
+        several = f", or {n} of them" if n > 1 else ""
         raise OptionError(
-            f"{caller} expects strength as a number from 0 or {n} of them, got {strength!r}."
+            f"{caller} expects strength as a number in [0, {_MOST_STRENGTH}]{several}, got {what}."
         )
-    return values
+    return values.expand(n).contiguous()
 
 
 def as_seeds(seeds: ArrayLike | Sequence[int], n: int, *, caller: str) -> Tensor:
     """Take n whole numbers from 0, as int64 on the CPU without gaps."""
     hint = "make them with raremix.views.sample_seeds(seed, draw, ids)"
-    numbers = as_whole_numbers(seeds, caller=caller, what="seeds", hint=hint)
-    if len(numbers) != n or bool((numbers < 0).any()):
+    try:
+        numbers = as_whole_numbers(seeds, caller=caller, what="seeds", hint=hint)
+    except EmbeddingShapeError as error:
+        raise OptionError(str(error)) from error
+    if len(numbers) != n:
         raise OptionError(
-            f"{caller} expects a seed from 0 for each of {n} images, got "
-            f"{'one below' if len(numbers) == n else len(numbers)}; {hint}."
+            f"{caller} expects a seed for each of {n} images, got {len(numbers)}; {hint}."
+        )
+    if bool((numbers < 0).any()):
+        raise OptionError(
+            f"{caller} expects seeds from 0 and below 2**63, got another one; {hint}."
         )
     return numbers.contiguous()
+
+
+def as_parameters(parameters: object, *, caller: str) -> Tensor:
+    """Take ``ViewParameters``, or rows of shape (views, 19), as rows that any kernel can follow.
+
+    Raises:
+        OptionError: If they are neither.
+    """
+    if isinstance(parameters, (Tensor, np.ndarray)):
+        rows = parameters
+    else:
+        given = [parameters] if isinstance(parameters, ViewParameters) else parameters
+        if not isinstance(given, Iterable) or isinstance(given, str):
+            raise OptionError(
+                f"{caller} expects ViewParameters as draw returns them, or rows as with_rows does, got "
+                f"{type(parameters).__name__}."
+            )
+        rows = to_rows(given)
+    if rows.ndim != 2:
+        raise OptionError(
+            f"{caller} expects rows of shape (views, {len(COLUMNS)}), got {tuple(rows.shape)}; pass those "
+            "of one image, such as rows[:1] for one view of it."
+        )
+    return as_rows(rows, caller=caller)
 
 
 def check_boxes(rows: Tensor, height: int, width: int, *, caller: str) -> None:
@@ -159,10 +211,11 @@ def checked_cut(
     parts = {}
     for size, count in kept.items():
         part, shape = batch[str(size)], (*rows.shape[:-2], count, 3, size, size)
-        if part.dtype != torch.uint8 or tuple(part.shape) != shape:
+        if not isinstance(part, Tensor) or part.dtype != torch.uint8 or tuple(part.shape) != shape:
+            what = f"{getattr(part, 'dtype', type(part).__name__)}"
             raise ImageInputError(
-                f'{caller} expects "{size}" as uint8 of shape {shape}, got {part.dtype} of shape '
-                f"{tuple(part.shape)}; finish with the transform that cut."
+                f'{caller} expects "{size}" as uint8 of shape {shape}, got {what} of shape '
+                f"{tuple(getattr(part, 'shape', ()))}; finish with the transform that cut."
             )
         parts[size] = part
     if bool((rows[..., _FROM] != torch.tensor(sizes, device="cpu")).any()):

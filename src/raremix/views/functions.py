@@ -1,5 +1,6 @@
 """Views that no ``View`` describes: what a user's function makes of the image as it came."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +11,9 @@ from raremix.errors import OptionError
 from raremix.inputs import takes_argument
 
 __all__ = ["ViewFunction", "view_by"]
+
+# All threads share torch's default generator.
+_one_at_a_time = threading.Lock()
 
 ViewFunction: TypeAlias = Callable[..., Tensor]
 """Makes one view of an image, as ``view(image)`` or ``view(image, generator=generator)``."""
@@ -22,10 +26,12 @@ def view_by(function: ViewFunction, image: Any, seed: int) -> Tensor:
         OptionError: If it makes no tensor.
     """
     if takes_argument(function, "generator"):
-        made: object = function(image, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        made: object = function(image, generator=generator)
     else:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
+        with _one_at_a_time, torch.random.fork_rng(devices=()):
+            # Not torch.manual_seed, which would seed GPUs as well, and not put them back.
+            torch.default_generator.manual_seed(seed)
             made = function(image)
     if not isinstance(made, Tensor):
         raise OptionError(

@@ -3,6 +3,7 @@
 Boxes are left, top, right and bottom edge, right and bottom exclusive. It sees no pixels.
 """
 
+from raremix.errors import OptionError
 from raremix.views.rows import Box, ViewParameters
 
 __all__ = ["overlap", "point_in_source", "point_in_view", "source_box"]
@@ -16,6 +17,11 @@ def overlap(first: ViewParameters, second: ViewParameters) -> float:
         >>> overlap(left, ViewParameters((10, 0, 30, 10), 32))
         0.3333333333333333
     """
+    for view in (first, second):
+        if not isinstance(view, ViewParameters):
+            raise OptionError(
+                f"overlap expects ViewParameters, got {type(view).__name__}; from_rows makes them of rows."
+            )
     a, b = first.box, second.box
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

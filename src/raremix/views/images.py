@@ -72,7 +72,13 @@ def as_images(images: Tensor, *, caller: str) -> Tensor:
             "stack images of one size with torch.stack, and call the transform itself on others."
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
-        hint = _shape_hint(images.ndim) if images.ndim != 3 else "add the batch with .unsqueeze(0)"
+        hint = "move the channels first with .permute(0, 3, 1, 2), and drop an alpha channel with [:, :3]"
+        if images.ndim == 3:
+            hint = "add the batch with .unsqueeze(0)"
+        elif images.ndim != 4:
+            hint = "stack images of one size with torch.stack"
+        elif 0 in images.shape[2:]:
+            hint = "leave images without pixels out of the dataset"
         raise ImageInputError(
             f"{caller} expects a tensor of shape (n, 1 or 3, height, width), got "
             f"{tuple(images.shape)}; {hint}."
@@ -122,7 +128,7 @@ def _from_pil(image: Image.Image, caller: str) -> Tensor:
 def _from_tensor(image: Tensor, caller: str) -> Tensor:
     if image.dtype != torch.uint8:
         hint = (
-            "scale to 0..255 and call .round().to(torch.uint8)"
+            "leave out ToTensor, or scale to 0..255 and call .round().to(torch.uint8)"
             if image.is_floating_point()
             else "call .to(torch.uint8) once its values lie in 0..255"
         )
@@ -131,6 +137,10 @@ def _from_tensor(image: Tensor, caller: str) -> Tensor:
         raise ImageInputError(
             f"{caller} expects a tensor of shape (1 or 3, height, width), got "
             f"{tuple(image.shape)}; {_shape_hint(image.ndim)}."
+        )
+    if image.layout != torch.strided:
+        raise ImageInputError(
+            f"{caller} expects a dense tensor, got {image.layout}; call .to_dense()."
         )
     if image.device.type != "cpu":
         raise ImageInputError(

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from raremix.errors import OptionError
+from raremix.errors import ImageInputError, OptionError
 from raremix.inputs import ArrayLike
 from raremix.options import check_choice, check_count, check_number, check_numbers, check_range
 from raremix.seeds import derive_seed
 from raremix.views.checks import (
-    as_rows,
+    as_parameters,
     as_seed,
     as_seeds,
     as_strength,
@@ -30,10 +30,13 @@ from raremix.views.functions import ViewFunction, view_by
 from raremix.views.images import ImageLike, as_image, as_images
 from raremix.views.making import cut_views, finish_views, make_views
 from raremix.views.recipes import IMAGENET_MEAN, IMAGENET_STD, RecipeName, recipe
-from raremix.views.rows import ViewParameters, from_rows, to_rows
+from raremix.views.rows import ViewParameters, from_rows
 from raremix.views.view import View
 
 __all__ = ["MultiCropTransform"]
+
+_MOST_PIXELS = 1 << 24
+"""Up to here, rows hold every edge of a box exactly."""
 
 
 class MultiCropTransform:
@@ -212,7 +215,8 @@ class MultiCropTransform:
             global_views: The kinds of the global views, at least one. Each a ``View``, or a function
                 of the image that returns the view, such as a transform of torchvision; it gets the
                 image as it came. If it has an argument ``generator``, it gets one of its own; if not,
-                torch's default generator is seeded for it, and put back after.
+                torch's default generator is seeded for it, and put back after, one thread at a time. What draws from ``random`` or
+                NumPy does not follow the seed.
             local_views: The kinds of the local views.
             mean: As of the class; functions normalise themselves.
             std: As of the class.
@@ -225,6 +229,12 @@ class MultiCropTransform:
             >>> MultiCropTransform.from_views([plain, plain]).n_global_views
             2
         """
+        for name, views in (("global_views", global_views), ("local_views", local_views)):
+            if not isinstance(views, Iterable):
+                raise OptionError(
+                    f"{cls.__name__}.from_views expects {name} as a list of views, got {views!r}; put it "
+                    "into one."
+                )
         transform = cls.__new__(cls)
         transform._set(list(global_views), list(local_views), mean=mean, std=std)
         return transform
@@ -262,10 +272,10 @@ class MultiCropTransform:
         """
         caller = type(self).__name__
         pixels = as_image(image, caller=caller)
-        seed = as_seed(seed, generator, caller=caller)
-        rows = self._draw(pixels, seed, strength, caller)
+        chosen = as_seed(seed, generator, caller=caller)
+        rows = self._draw(pixels, chosen, strength, caller)
         views = [view[0] for view in make_views(pixels[None], rows, self._constants, self._sizes)]
-        return self._with_functions(views, image, seed) if self._functions else views
+        return self._with_functions(views, image, int(chosen)) if self._functions else views
 
     def cut(
         self,
@@ -329,6 +339,18 @@ class MultiCropTransform:
         """
         caller = f"{type(self).__name__}.finish"
         self.check_described(caller)
+        if isinstance(batch, Mapping) and "active" in batch:
+            raise ImageInputError(
+                f"{caller} got what RarityViews.cut made, and would show views that it leaves out; call "
+                "finish of the RarityViews."
+            )
+        return self.finish_all(batch, device=device)
+
+    def finish_all(
+        self, batch: Mapping[str, Tensor], *, device: torch.device | str | None = None
+    ) -> list[Tensor]:
+        """``finish``, also of views that ``RarityViews`` leaves out."""
+        caller = f"{type(self).__name__}.finish"
         parts, rows = checked_cut(batch, self._sizes, caller=caller)
         single = rows.ndim == 2
         if device is not None:
@@ -459,15 +481,15 @@ class MultiCropTransform:
         self.check_described(caller)
         rows = draw_rows(
             self._table,
-            height=check_count(caller, "height", height, least=1),
-            width=check_count(caller, "width", width, least=1),
-            seeds=torch.tensor([as_seed(seed, generator, caller=caller)], device="cpu"),
+            height=_side(caller, "height", height),
+            width=_side(caller, "width", width),
+            seeds=as_seed(seed, generator, caller=caller),
             strength=as_strength(strength, 1, caller=caller),
         )
         return from_rows(rows[0])
 
     def apply(
-        self, image: ImageLike, parameters: "Iterable[ViewParameters] | Tensor"
+        self, image: ImageLike, parameters: Iterable[ViewParameters] | ArrayLike
     ) -> list[Tensor]:
         """Make the views that were drawn; nothing here is random.
 
@@ -494,9 +516,7 @@ class MultiCropTransform:
         """
         caller = f"{type(self).__name__}.apply"
         pixels = as_image(image, caller=caller)
-        rows = as_rows(
-            parameters if isinstance(parameters, Tensor) else to_rows(parameters), caller=caller
-        )
+        rows = as_parameters(parameters, caller=caller)
         check_boxes(rows, *pixels.shape[1:], caller=caller)
         sizes = rows[:, 4].int().tolist()
         return [view[0] for view in make_views(pixels[None], rows[None], self._constants, sizes)]
@@ -562,13 +582,13 @@ class MultiCropTransform:
             raise OptionError(f"{caller} expects std above 0, got {std!r}.")
         self._constants = torch.tensor(constants, dtype=torch.float32, device="cpu")
 
-    def _draw(self, pixels: Tensor, seed: int, strength: float, caller: str) -> Tensor:
+    def _draw(self, pixels: Tensor, seed: Tensor, strength: float, caller: str) -> Tensor:
         _, height, width = pixels.shape
         return draw_rows(
             self._table,
             height=height,
             width=width,
-            seeds=torch.tensor([seed], device="cpu"),
+            seeds=seed,
             strength=as_strength(strength, 1, caller=caller),
         )
 
@@ -590,3 +610,11 @@ class MultiCropTransform:
             next(made) if isinstance(view, View) else view_by(view, image, derive_seed(seed, at))
             for at, view in enumerate(self.views)
         ]
+
+
+def _side(caller: str, name: str, pixels: int) -> int:
+    if check_count(caller, name, pixels, least=1) > _MOST_PIXELS:
+        raise OptionError(
+            f"{caller} expects {name} of at most {_MOST_PIXELS} pixels, got {pixels}."
+        )
+    return int(pixels)

@@ -3,7 +3,7 @@
 It is told scores and ids, and knows no detector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from raremix.errors import OptionError
 from raremix.inputs import ArrayLike, as_scores, as_whole_numbers
-from raremix.options import check_count
+from raremix.options import check_count, is_number
 from raremix.protocols import State
 from raremix.seeds import uniforms_of
 from raremix.state import check_settings, open_state, sealed_state
+from raremix.views.checks import as_seed
 from raremix.views.images import ImageLike
 from raremix.views.multicrop import MultiCropTransform
 
@@ -83,7 +84,7 @@ class RarityViews:
         self.rarity.share_memory_()  # type: ignore[no-untyped-call]  # torch does not say
         self._scores = torch.full((n,), torch.nan, device="cpu")
 
-    def update(self, ids: ArrayLike | Sequence[int], scores: ArrayLike) -> None:
+    def update(self, ids: ArrayLike | Sequence[int], scores: ArrayLike | Sequence[float]) -> None:
         """Learn scores, and give every sample that has one its rarity anew.
 
         Args:
@@ -95,7 +96,7 @@ class RarityViews:
         """
         caller = f"{_KIND}.update"
         known = as_whole_numbers(ids, caller=caller, what="ids", hint="pass places in the dataset")
-        values = as_scores(scores, caller=caller).cpu()
+        values = as_scores(scores, caller=caller).to("cpu", torch.float32)
         if len(known) != len(values) or bool(((known < 0) | (known >= len(self.rarity))).any()):
             raise OptionError(
                 f"{caller} expects an id in [0, {len(self.rarity)}) for each of {len(values)} scores, "
@@ -145,7 +146,7 @@ class RarityViews:
         """Stage two, of what ``cut`` made or of a batch of it: as a call returns it, for all rows."""
         if "active" not in batch:
             raise OptionError(f'{_KIND}.finish expects what its cut made, got no "active".')
-        views = self.transform.finish(batch, device=device)
+        views = self.transform.finish_all(batch, device=device)
         active = batch["active"].to(views[0].device, non_blocking=True)
         return _without_absent(views, active), active
 
@@ -166,6 +167,11 @@ class RarityViews:
         numbers = as_whole_numbers(
             seeds, caller=f"{_KIND}.batch", what="seeds", hint="see sample_seeds"
         )
+        if len(known) != len(numbers):
+            raise OptionError(
+                f"{_KIND}.batch expects an id and a seed for each image, got {len(known)} and "
+                f"{len(numbers)}."
+            )
         active, strength = self._plans(known, numbers)
         views = self.transform.batch(images, seeds=numbers, strength=strength)
         active = active.to(images.device, non_blocking=True)
@@ -189,7 +195,9 @@ class RarityViews:
         self.update(range(len(self.rarity)), content["scores"])
 
     def _plan(self, id: int, seed: int) -> tuple[Tensor, float]:
-        active, strength = self._plans(torch.tensor([id]), torch.tensor([seed]))
+        known = check_count(_KIND, "id", id, least=0)
+        numbers = as_seed(seed, None, caller=_KIND)
+        active, strength = self._plans(torch.tensor([known], device="cpu"), numbers)
         return active[0], float(strength[0])
 
     def _plans(self, ids: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,14 +214,14 @@ class RarityViews:
             uniforms_of(seeds.numpy(), self.transform.numbers_drawn + 1)[:, -1]
         )
         count = (low + (high - low) * rarity + chance).floor() + self.transform.n_global_views
-        active = torch.arange(len(self.transform.views)) < count[:, None]
+        active = torch.arange(len(self.transform.views), device="cpu") < count[:, None]
         weak, strong = self.strength
         return active, weak + (strong - weak) * rarity
 
 
 def _span(name: str, span: tuple[float, float], *, most: float) -> tuple[float, float]:
-    pair = tuple(span)
-    if len(pair) != 2 or not all(0 <= value <= most for value in pair):
+    pair = tuple(span) if isinstance(span, Iterable) else ()
+    if len(pair) != 2 or not all(is_number(value) and 0 <= value <= most for value in pair):
         raise OptionError(
             f"{_KIND} expects {name} of the commonest and of the rarest sample, each from 0 to {most}, "
             f"got {span!r}."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raremix.errors import OptionError
+
 __all__ = ["COLUMNS", "KINDS", "Box", "ViewParameters", "from_rows", "to_rows"]
 
 Box = tuple[int, int, int, int]
@@ -61,6 +63,9 @@ def to_rows(parameters: Iterable[ViewParameters]) -> Tensor:
     Returns:
         Float32 of shape (views, 19), columns as ``COLUMNS`` says.
 
+    Raises:
+        OptionError: If something else is among them, or a jitter unknown.
+
     Example:
         >>> rows = to_rows([ViewParameters((0, 0, 20, 10), 32, flipped=True)])
         >>> rows[0, :6].tolist(), from_rows(rows)[0].flipped
@@ -68,6 +73,19 @@ def to_rows(parameters: Iterable[ViewParameters]) -> Tensor:
     """
     rows = []
     for given in parameters:
+        if not isinstance(given, ViewParameters):
+            raise OptionError(
+                f"to_rows expects ViewParameters as draw returns them, got {type(given).__name__}."
+            )
+        jitter = given.jitter
+        if len(jitter) > len(KINDS) or not all(
+            isinstance(change, tuple) and len(change) == 2 and change[0] in KINDS
+            for change in jitter
+        ):
+            raise OptionError(
+                f"to_rows expects jitter as up to {len(KINDS)} pairs of a name ({', '.join(KINDS)}) and a "
+                f"factor, got {jitter!r}."
+            )
         row = [
             *map(float, given.box),
             float(given.size),
@@ -86,7 +104,17 @@ def to_rows(parameters: Iterable[ViewParameters]) -> Tensor:
 
 
 def from_rows(rows: Tensor) -> list[ViewParameters]:
-    """The parameters that ``to_rows`` was given: a list of one for each of the (views, 19) rows."""
+    """The parameters that ``to_rows`` was given: a list of one for each of the (views, 19) rows.
+
+    Raises:
+        OptionError: If the rows have another shape.
+    """
+    if getattr(rows, "ndim", None) != 2 or rows.shape[1] != len(COLUMNS):
+        shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise OptionError(
+            f"from_rows expects rows of shape (views, {len(COLUMNS)}), got {shape}; of a batch, pass "
+            'those of one image, such as batch["rows"][0].'
+        )
     found = []
     for row in rows.tolist():
         left, top, right, bottom, size, flipped, bilinear, gray, sigma, radius, solar, *jitter = row
