@@ -239,6 +239,7 @@ def test_small_images_keep_their_detail() -> None:
         ("local_scale", (0.4, 0.05)),
         ("ratio", (0, 1)),
         ("mean", (0.5, 0.5)),
+        ("mean", (123.7, 116.3, 103.5)),
         ("std", (1, 1, 0)),
         ("std", (1, 1, math.nan)),
     ],
@@ -258,6 +259,10 @@ def test_wrong_views_sizes_and_small_image_options_are_refused() -> None:
         MultiCropTransform.from_views([224])  # type: ignore[list-item]  # The mistake under test.
     with pytest.raises(OptionError, match=r"recipe expects local_crop_size .* got 0"):
         MultiCropTransform.recipe("small", local_crop_size=0)
+    with pytest.raises(
+        OptionError, match="local_crop_size=32 for no local view; pass n_local_views"
+    ):
+        MultiCropTransform.recipe("simclr", local_crop_size=32)
     with pytest.raises(OptionError, match=r"recipe expects name .*dinov2.* got 'moco'"):
         MultiCropTransform.recipe("moco")  # type: ignore[arg-type]  # The mistake under test.
     with pytest.raises(OptionError, match=r"draw expects height .* got 0"):

@@ -182,6 +182,10 @@ class MultiCropTransform:
         first, second, local, n_local, own_std = recipe(name)
         if n_local_views is not None:
             n_local = check_count(caller, "n_local_views", n_local_views, least=0)
+        if n_local == 0 and local_crop_size is not None:
+            raise OptionError(
+                f"{caller} got local_crop_size={local_crop_size} for no local view; pass n_local_views too."
+            )
         check_count(caller, "n_global_views", n_global_views, least=1)
         changes: dict[str, Any] = {
             "flip_p": check_number(caller, "flip_p", flip_p, least=0.0, most=1.0)
@@ -578,6 +582,11 @@ class MultiCropTransform:
             check_numbers(caller, "mean", mean, length=3),
             check_numbers(caller, "std", std, length=3),
         ]
+        if not 0 <= min(constants[0]) <= max(constants[0]) <= 1:
+            raise OptionError(
+                f"{caller} expects mean in [0, 1], as values are when it is taken, got {mean!r}; divide it "
+                "by 255."
+            )
         if min(constants[1]) <= 0:
             raise OptionError(f"{caller} expects std above 0, got {std!r}.")
         self._constants = torch.tensor(constants, dtype=torch.float32, device="cpu")
