@@ -140,3 +140,9 @@ def test_anything_else_is_refused_with_what_to_do(image: Any, message: str) -> N
     with pytest.raises(ImageInputError) as caught:
         as_image(image, caller="f")
     assert re.search(message, str(caught.value))
+
+
+def test_a_side_that_rows_cannot_hold_is_refused() -> None:
+    strip = torch.zeros(1, 1, 2**24 + 1, dtype=torch.uint8)
+    with pytest.raises(ImageInputError, match=r"at most 16777216 pixels a side, got 16777217 x 1"):
+        as_image(strip, caller="f")

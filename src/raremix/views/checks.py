@@ -10,6 +10,7 @@ from torch import Tensor
 from raremix.errors import EmbeddingShapeError, ImageInputError, OptionError
 from raremix.inputs import ArrayLike, as_whole_numbers
 from raremix.options import check_count
+from raremix.views.images import MOST_PIXELS
 from raremix.views.rows import COLUMNS, KINDS, ViewParameters, to_rows
 
 __all__ = [
@@ -71,7 +72,7 @@ def as_rows(rows: ArrayLike, *, caller: str) -> Tensor:
 
 def _bounds() -> "tuple[_Row, _Row]":
     least, most = np.zeros(len(COLUMNS), np.float32), np.ones(len(COLUMNS), np.float32)
-    most[:_FROM] = 1 << 24  # where float32 stops to hold every whole number
+    most[:_FROM] = MOST_PIXELS
     least[_FROM], most[_FROM] = 1, _MOST_SIZE
     most[COLUMNS.index("blur_sigma")] = most[_BLUR_RADIUS] = _MOST_SIZE
     least[_TO::2], most[_TO::2] = -1, len(KINDS) - 1

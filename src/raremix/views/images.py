@@ -13,7 +13,11 @@ from torch import Tensor
 from raremix.errors import ImageInputError
 from raremix.inputs import tensor_of
 
-__all__ = ["ImageLike", "as_image", "as_images"]
+__all__ = ["MOST_PIXELS", "ImageLike", "as_image", "as_images"]
+
+MOST_PIXELS = 1 << 24
+"""Up to here, float32 rows hold every edge of a box exactly."""
+
 
 ImageLike: TypeAlias = "Image.Image | Tensor | np.ndarray[Any, np.dtype[Any]]"
 """A PIL image, a uint8 tensor (1 or 3, height, width) or a uint8 array (height, width, 1 or 3)."""
@@ -56,7 +60,7 @@ def as_image(image: ImageLike, *, caller: str) -> Tensor:
             f"{caller} got an image of {tensor.shape[2]} x {tensor.shape[1]} pixels, which has "
             "nothing to crop; leave empty images out of the dataset."
         )
-    return _in_order(tensor[None])[0]
+    return _in_order(_checked_size(tensor[None], caller))[0]
 
 
 def as_images(images: Tensor, *, caller: str) -> Tensor:
@@ -83,7 +87,16 @@ def as_images(images: Tensor, *, caller: str) -> Tensor:
             f"{caller} expects a tensor of shape (n, 1 or 3, height, width), got "
             f"{tuple(images.shape)}; {hint}."
         )
-    return _in_order(images.detach().as_subclass(Tensor))
+    return _in_order(_checked_size(images.detach().as_subclass(Tensor), caller))
+
+
+def _checked_size(images: Tensor, caller: str) -> Tensor:
+    if max(images.shape[2:]) > MOST_PIXELS:
+        raise ImageInputError(
+            f"{caller} expects images of at most {MOST_PIXELS} pixels a side, got "
+            f"{images.shape[3]} x {images.shape[2]}; cut them into tiles."
+        )
+    return images
 
 
 def _in_order(images: Tensor) -> Tensor:

@@ -27,16 +27,13 @@ from raremix.views.checks import (
 )
 from raremix.views.draws import ViewTable, draw_rows
 from raremix.views.functions import ViewFunction, view_by
-from raremix.views.images import ImageLike, as_image, as_images
+from raremix.views.images import MOST_PIXELS, ImageLike, as_image, as_images
 from raremix.views.making import cut_views, finish_views, make_views
 from raremix.views.recipes import IMAGENET_MEAN, IMAGENET_STD, RecipeName, recipe
 from raremix.views.rows import ViewParameters, from_rows
 from raremix.views.view import View
 
 __all__ = ["MultiCropTransform"]
-
-_MOST_PIXELS = 1 << 24
-"""Up to here, rows hold every edge of a box exactly."""
 
 
 class MultiCropTransform:
@@ -622,8 +619,6 @@ class MultiCropTransform:
 
 
 def _side(caller: str, name: str, pixels: int) -> int:
-    if check_count(caller, name, pixels, least=1) > _MOST_PIXELS:
-        raise OptionError(
-            f"{caller} expects {name} of at most {_MOST_PIXELS} pixels, got {pixels}."
-        )
+    if check_count(caller, name, pixels, least=1) > MOST_PIXELS:
+        raise OptionError(f"{caller} expects {name} of at most {MOST_PIXELS} pixels, got {pixels}.")
     return int(pixels)
