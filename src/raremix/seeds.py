@@ -55,7 +55,6 @@ def derive_seeds(
     for part in (second, last):
         states += np.asarray(part, np.int64).astype(np.uint64) + _FACTORS[0]
         _mix(states)
-        states ^= states >> _SHIFTS[2]
     seeds: np.ndarray[Any, np.dtype[np.int64]] = (states >> np.uint64(1)).astype(np.int64)
     return seeds
 
@@ -68,11 +67,12 @@ def _mixed(state: int) -> int:
 
 
 def _mix(states: "np.ndarray[Any, np.dtype[np.uint64]]") -> None:
-    """All steps of ``_mixed`` but the first and the last, in place."""
+    """The steps of ``_mixed`` after the sum, in place."""
     states ^= states >> _SHIFTS[0]
     states *= _FACTORS[1]
     states ^= states >> _SHIFTS[1]
     states *= _FACTORS[2]
+    states ^= states >> _SHIFTS[2]
 
 
 def seeded_generator(*parts: int) -> torch.Generator:
@@ -124,6 +124,5 @@ def _drawn(
     states: "np.ndarray[Any, np.dtype[np.uint64]]",
 ) -> "np.ndarray[Any, np.dtype[np.float64]]":
     _mix(states)
-    states ^= states >> _SHIFTS[2]
     states >>= _SHIFTS[3]
     return states.astype(np.float64) * 2.0**-53

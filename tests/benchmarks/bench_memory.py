@@ -21,9 +21,7 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import peer
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -86,17 +85,6 @@ class Options:
     def size(self, number: int) -> int:
         """As many as asked for, or few."""
         return max(number // 16, 8) if self.quick else number
-
-
-def peer(module: str) -> Any:
-    """A package to compare with; None, and a line that says so, where it is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what they import in their turn
-            return importlib.import_module(module)
-    except ImportError as error:
-        print(f"left out: {error}", file=sys.stderr)
-        return None
 
 
 def seconds(contender: Contender) -> float:

@@ -24,9 +24,7 @@ import os
 import platform
 import random
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import peer
 from PIL import Image, ImageFilter, ImageOps
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -143,17 +142,6 @@ class Result:
     mean: float = float("nan")
     std: float = float("nan")
     threads: float = 0.0
-
-
-def peer(module: str) -> Any:
-    """A package to compare with; None, and a line that says so, where it is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what they import in their turn
-            return importlib.import_module(module)
-    except ImportError as error:
-        print(f"not installed: {module} ({error})", file=sys.stderr)
-        return None
 
 
 def eight(first: Any, second: Any, local: Any) -> Callable[[Any], Views]:

@@ -1,11 +1,10 @@
 """Tests of the reference bank against plain Python containers."""
 
-import io
 from collections import OrderedDict, deque
-from typing import Any
 
 import pytest
 import torch
+from feedback import through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,14 +18,6 @@ Keyed = list[tuple[int, list[int]]]
 
 def rows_of(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)[:, None].repeat(1, 2)
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def resumed(bank: ReferenceBank) -> ReferenceBank:

@@ -1,11 +1,10 @@
 """What every scorer must do. A new scorer is one more line in the list."""
 
-import io
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from feedback import through_a_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -71,14 +70,6 @@ OTHERS: dict[str, tuple[Maker, str]] = {
 
 def normal(n: int, dim: int = 6, seed: int = 0) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) + 1.0
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def equal(first: object, second: object) -> bool:

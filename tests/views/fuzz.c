@@ -5,19 +5,6 @@
 
 #include "views.h"
 
-/* As in make.c. */
-typedef struct {
-    const uint8_t *start;
-    int64_t image, line, plane;
-    int32_t channels, step;
-} Images;
-typedef struct {
-    void *const *start;
-    const int64_t *image;
-} Views;
-int32_t make_views(const Images *, int64_t, int64_t, const float *, const float *, const float *,
-                   const Views *);
-
 static int below(int n) { return rand() % n; }
 
 int main(void) {

@@ -82,15 +82,16 @@ def _bounds() -> "tuple[_Row, _Row]":
 
 def checked_generator(generator: torch.Generator | None, *, caller: str) -> torch.Generator | None:
     """Refuse what is no generator, or none of the CPU."""
-    if generator is not None and not (
-        isinstance(generator, torch.Generator) and generator.device.type == "cpu"
-    ):
-        what = getattr(generator, "device", type(generator).__name__)
+    if generator is None:
+        return None
+    if not isinstance(generator, torch.Generator):
         raise OptionError(
-            f"{caller} expects a torch.Generator on the CPU, got one on {what}; make it with "
+            f"{caller} expects a torch.Generator, got {type(generator).__name__}; a number goes to seed=."
+        )
+    if generator.device.type != "cpu":
+        raise OptionError(
+            f"{caller} expects a torch.Generator on the CPU, got one on {generator.device}; make it with "
             "torch.Generator()."
-            if isinstance(generator, torch.Generator)
-            else f"{caller} expects a torch.Generator, got {what}; a number goes to seed=."
         )
     return generator
 

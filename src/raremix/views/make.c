@@ -10,19 +10,6 @@ int32_t supported(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-/* One image after the other, `image` bytes apart; the rest as in Crop. */
-typedef struct {
-    const uint8_t *start;
-    int64_t image, line, plane;
-    int32_t channels, step;
-} Images;
-
-/* Where view v of image i goes, or comes from: at start[v] + i * image[v]. */
-typedef struct {
-    void *const *start;
-    const int64_t *image;
-} Views;
-
 static void read_finish(const float *row, const float *mean, const float *std, Finish *finish) {
     finish->changes = 0;
     for (int i = 0; i < 4 && row[JITTER + 2 * i] >= 0.0f; i++, finish->changes++) {
@@ -95,7 +82,6 @@ int32_t finish_views(int64_t n, int64_t views, const float *rows, const Views *f
     return 0;
 }
 
-/* Both stages, with the results of the second. */
 int32_t make_views(const Images *images, int64_t n, int64_t views, const float *rows,
                    const float *mean, const float *std, const Views *out) {
     if (!within_reach(rows, n * views)) return 1;

@@ -3,6 +3,7 @@
 It puts together what the other modules of this room do, and knows no dataset and no model.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -274,7 +275,7 @@ class MultiCropTransform:
         caller = type(self).__name__
         pixels = as_image(image, caller=caller)
         chosen = as_seed(seed, generator, caller=caller)
-        rows = self._draw(pixels, chosen, strength, caller)
+        rows = self._draw(pixels.shape[1:], chosen, strength, caller)
         views = [view[0] for view in make_views(pixels[None], rows, self._constants, self._sizes)]
         return self._with_functions(views, image, int(chosen)) if self._functions else views
 
@@ -317,8 +318,15 @@ class MultiCropTransform:
         caller = f"{type(self).__name__}.cut"
         pixels = as_image(image, caller=caller)
         self.check_described(caller)
-        rows = self._draw(pixels, as_seed(seed, generator, caller=caller), strength, caller)
-        return self._cut(pixels, rows)
+        chosen = as_seed(seed, generator, caller=caller)
+        rows = self._draw(pixels.shape[1:], chosen, strength, caller)
+        parts = {
+            size: torch.empty((count, 3, size, size), dtype=torch.uint8, device="cpu")
+            for size, count in Counter(self._sizes).items()
+        }
+        places = zip(self._sizes, self._places, strict=True)
+        cut_views(pixels[None], rows, [parts[size][at : at + 1] for size, at in places])
+        return {**{str(size): part for size, part in parts.items()}, "rows": rows[0]}
 
     def finish(
         self, batch: Mapping[str, Tensor], *, device: torch.device | str | None = None
@@ -345,13 +353,6 @@ class MultiCropTransform:
                 f"{caller} got what RarityViews.cut made, and would show views that it leaves out; call "
                 "finish of the RarityViews."
             )
-        return self.finish_all(batch, device=device)
-
-    def finish_all(
-        self, batch: Mapping[str, Tensor], *, device: torch.device | str | None = None
-    ) -> list[Tensor]:
-        """``finish``, also of views that ``RarityViews`` leaves out."""
-        caller = f"{type(self).__name__}.finish"
         parts, rows = checked_cut(batch, self._sizes, caller=caller)
         single = rows.ndim == 2
         if device is not None:
@@ -404,7 +405,7 @@ class MultiCropTransform:
         caller = f"{type(self).__name__}.batch"
         self.check_described(caller)
         images = as_images(images, caller=caller)
-        n, _, height, width = images.shape
+        n = len(images)
         if seeds is None:
             generator = checked_generator(generator, caller=caller)
             numbers = torch.randint(2**63 - 1, (n,), generator=generator, device="cpu")
@@ -412,13 +413,7 @@ class MultiCropTransform:
             raise OptionError(f"{caller} expects seeds or a generator, got both; leave one out.")
         else:
             numbers = as_seeds(seeds, n, caller=caller)
-        rows = draw_rows(
-            self._table,
-            height=height,
-            width=width,
-            seeds=numbers,
-            strength=as_strength(strength, n, caller=caller),
-        )
+        rows = self._draw(images.shape[2:], numbers, strength, caller)
         return make_views(images, rows, self._constants, self._sizes)
 
     def with_rows(
@@ -449,7 +444,8 @@ class MultiCropTransform:
         caller = f"{type(self).__name__}.with_rows"
         pixels = as_image(image, caller=caller)
         self.check_described(caller)
-        rows = self._draw(pixels, as_seed(seed, generator, caller=caller), strength, caller)
+        chosen = as_seed(seed, generator, caller=caller)
+        rows = self._draw(pixels.shape[1:], chosen, strength, caller)
         views = make_views(pixels[None], rows, self._constants, self._sizes)
         return [view[0] for view in views], rows[0]
 
@@ -480,13 +476,8 @@ class MultiCropTransform:
         """
         caller = f"{type(self).__name__}.draw"
         self.check_described(caller)
-        rows = draw_rows(
-            self._table,
-            height=_side(caller, "height", height),
-            width=_side(caller, "width", width),
-            seeds=as_seed(seed, generator, caller=caller),
-            strength=as_strength(strength, 1, caller=caller),
-        )
+        size = _side(caller, "height", height), _side(caller, "width", width)
+        rows = self._draw(size, as_seed(seed, generator, caller=caller), strength, caller)
         return from_rows(rows[0])
 
     def apply(
@@ -588,27 +579,21 @@ class MultiCropTransform:
             raise OptionError(f"{caller} expects std above 0, got {std!r}.")
         self._constants = torch.tensor(constants, dtype=torch.float32, device="cpu")
 
-    def _draw(self, pixels: Tensor, seed: Tensor, strength: float, caller: str) -> Tensor:
-        _, height, width = pixels.shape
+    def _draw(
+        self,
+        size: Sequence[int],
+        seeds: Tensor,
+        strength: ArrayLike | Sequence[float] | float,
+        caller: str,
+    ) -> Tensor:
+        height, width = size
         return draw_rows(
             self._table,
             height=height,
             width=width,
-            seeds=seed,
-            strength=as_strength(strength, 1, caller=caller),
+            seeds=seeds,
+            strength=as_strength(strength, len(seeds), caller=caller),
         )
-
-    def _cut(self, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        parts = {
-            size: torch.empty(
-                (self._sizes.count(size), 3, size, size), dtype=torch.uint8, device="cpu"
-            )
-            for size in dict.fromkeys(self._sizes)
-        }
-        places = zip(self._sizes, self._places, strict=True)
-        cut_views(pixels[None], rows, [parts[size][at : at + 1] for size, at in places])
-        named = {str(size): part for size, part in parts.items()}
-        return {**named, "rows": rows[0]}
 
     def _with_functions(self, views: list[Tensor], image: ImageLike, seed: int) -> list[Tensor]:
         made = iter(views)

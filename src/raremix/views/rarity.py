@@ -146,7 +146,8 @@ class RarityViews:
         """Stage two, of what ``cut`` made or of a batch of it: as a call returns it, for all rows."""
         if "active" not in batch:
             raise OptionError(f'{_KIND}.finish expects what its cut made, got no "active".')
-        views = self.transform.finish_all(batch, device=device)
+        cut = {name: part for name, part in batch.items() if name != "active"}
+        views = self.transform.finish(cut, device=device)
         active = batch["active"].to(views[0].device, non_blocking=True)
         return _without_absent(views, active), active
 

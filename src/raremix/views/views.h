@@ -44,4 +44,21 @@ typedef struct {
 void finish_view(const uint8_t *source, int64_t channel, int32_t size, const Finish *finish,
                  float *out, float *scratch);
 
+/* One image after the other, `image` bytes apart; the rest as in Crop. */
+typedef struct {
+    const uint8_t *start;
+    int64_t image, line, plane;
+    int32_t channels, step;
+} Images;
+
+/* Where view v of image i goes, or comes from: at start[v] + i * image[v]. */
+typedef struct {
+    void *const *start;
+    const int64_t *image;
+} Views;
+
+/* Both stages, with the results of the second. */
+int32_t make_views(const Images *images, int64_t n, int64_t views, const float *rows,
+                   const float *mean, const float *std, const Views *out);
+
 #endif
