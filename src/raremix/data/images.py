@@ -20,7 +20,7 @@ from raremix.data.seeding import SeededTransform
 from raremix.data.vectors import read_vector
 from raremix.errors import FileFormatError, ImageInputError, LabelError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageArrays", "ImageFiles"]
+__all__ = ["IMAGE_SUFFIXES", "ImageArrays", "ImageFiles", "checked_id", "find_images"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -71,7 +71,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
             raise FileFormatError(
                 f"ImageFiles expects a folder of images, and {self.root} {what}; check the path."
             )
-        relative = _find_images(self.root) if files is None else [os.fspath(file) for file in files]
+        relative = find_images(self.root) if files is None else [os.fspath(file) for file in files]
         if not relative:
             raise FileFormatError(
                 f"ImageFiles found no image in {self.root} or its subfolders; it looks for "
@@ -95,7 +95,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, id: int) -> tuple[Any, int]:
         """Decode and transform one image; also says its id."""
-        place = _checked(id, len(self.paths))
+        place = checked_id(id, len(self.paths))
         read = read_pixels if self._as_tensor or self._apply.transform is None else read_image
         return self._apply(read(self.paths[place]), _keeping_draw(id, place)), place
 
@@ -202,7 +202,7 @@ class ImageArrays(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, id: int) -> tuple[Any, int]:
         """View and transform one image; also says its id."""
-        place = _checked(id, len(self.images))
+        place = checked_id(id, len(self.images))
         pixels = np.asarray(self.images[place])
         if not pixels.flags.writeable:
             pixels = pixels.copy()  # torch knows no read-only tensors and would warn.
@@ -212,7 +212,8 @@ class ImageArrays(Dataset[tuple[Any, int]]):
         return self._apply(image, _keeping_draw(id, place)), place
 
 
-def _find_images(root: Path) -> list[str]:
+def find_images(root: Path) -> list[str]:
+    """The images below a folder, by their paths relative to it, sorted."""
     found = []
     seen = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -224,9 +225,12 @@ def _find_images(root: Path) -> list[str]:
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and name != "__MACOSX"
         )
+        # Text, since a path object for each of a million files takes as long as the walk.
+        inside = Path(folder).relative_to(root).as_posix()
+        below = "" if inside == "." else f"{inside}/"
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(Path(folder, name).relative_to(root).as_posix())
+                found.append(f"{below}{name}")
     return sorted(found)
 
 
@@ -241,7 +245,8 @@ def _folder_classes(root: Path, paths: list[Path]) -> tuple[list[str], Tensor | 
     return names, torch.tensor([index[part[0]] for part in parts])
 
 
-def _checked(id: int, length: int) -> int:
+def checked_id(id: int, length: int) -> int:
+    """The place that an id means, counted from the end if it is negative."""
     place = int(id)
     if not -length <= place < length:
         raise IndexError(f"id {place} is outside of a dataset of {length} images")

@@ -17,7 +17,7 @@ from raremix.errors import FileFormatError
 from raremix.inputs import tensor_of
 from raremix.progress import Progress
 
-__all__ = ["Unreadable", "find_unreadable", "read_image", "read_pixels"]
+__all__ = ["Unreadable", "find_unreadable", "read_image", "read_pixels", "reason_of"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_image(path: PathLike) -> Image.Image:
             return image
     except Exception as error:  # On damaged bytes the decoders raise nearly anything.
         raise FileFormatError(
-            f"The image {path} cannot be read: {_reason(error)}. Repair or remove it; "
+            f"The image {path} cannot be read: {reason_of(error)}. Repair or remove it; "
             "find_unreadable lists all such files."
         ) from error
 
@@ -103,7 +103,7 @@ def _why_unreadable(path: Path) -> str | None:
             opened.draft("RGB", (max(opened.width // 8, 1), max(opened.height // 8, 1)))
             opened.load()
     except Exception as error:  # As in read_image.
-        return _reason(error)
+        return reason_of(error)
     return None
 
 
@@ -113,7 +113,8 @@ def _refuse_deep(image: Image.Image) -> None:
         raise ValueError(f"its pixels are {image.mode}, 16 bits or more; scale them to 8 bits")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image could not be decoded, in words."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):

@@ -27,7 +27,7 @@ from raremix.data.writing import NpyWriter, target_path
 from raremix.errors import EmbeddingShapeError, LoaderError, OptionError, RaremixWarning
 from raremix.progress import Progress
 
-__all__ = ["extract_embeddings"]
+__all__ = ["device_of", "evaluating", "extract_embeddings", "rows_of"]
 
 _DTYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -84,7 +84,7 @@ def extract_embeddings(
             f"extract_embeddings expects dtype float16, float32 or float64, got {dtype}."
         )
     target = None if out is None else target_path(out, caller="extract_embeddings")
-    home = _device_of(model)
+    home = device_of(model)
     where = home if device is None else _usable_device(device)
     cast = torch.autocast(where.type) if amp else nullcontext()
     bad: list[int] = []
@@ -95,11 +95,11 @@ def extract_embeddings(
         images = _images_of(batch)
         with cast:
             output = model(images.to(where, non_blocking=True))
-        return _rows_of(output, len(images)).to("cpu", dtype)
+        return rows_of(output, len(images), caller="extract_embeddings").to("cpu", dtype)
 
     total = _length_of(loader)
     with (
-        _evaluating(model, where, home),
+        evaluating(model, where),
         torch.inference_mode(),
         Progress(total, label="embedding", unit="images", enabled=progress) as bar,
     ):
@@ -198,14 +198,25 @@ class _InFile:
 
 
 @contextmanager
-def _evaluating(model: nn.Module, where: torch.device, home: torch.device) -> Iterator[None]:
+def evaluating(model: nn.Module, where: torch.device | None = None) -> Iterator[torch.device]:
+    """Run a model in evaluation mode; after that each of its modules is as it was, and where it was.
+
+    Args:
+        model: The encoder.
+        where: The device to run on; where the model is if None.
+
+    Yields:
+        The device.
+    """
+    home = device_of(model)
+    where = home if where is None else where
     # Each module's own flag: a caller may have frozen the batch norms of a model in training.
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         if where != home:
             model.to(where)
-        yield
+        yield where
     finally:
         for module, mode in modes:
             module.training = mode
@@ -213,7 +224,8 @@ def _evaluating(model: nn.Module, where: torch.device, home: torch.device) -> It
             model.to(home)
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter or buffer; the CPU if it has none."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -303,8 +315,12 @@ def _images_of(batch: Any) -> Tensor:
     return images
 
 
-def _rows_of(output: Any, count: int) -> Tensor:
-    """Find the (count, dim) embeddings in whatever the model returned."""
+def rows_of(output: Any, count: int, *, caller: str) -> Tensor:
+    """Find the (count, dim) embeddings in whatever the model returned.
+
+    Raises:
+        EmbeddingShapeError: If there are none.
+    """
     found = output
     if isinstance(output, Mapping):
         found = None
@@ -320,7 +336,7 @@ def _rows_of(output: Any, count: int) -> Tensor:
             found = output["pooler_output"]
         if found is None:
             raise EmbeddingShapeError(
-                "extract_embeddings finds no embedding in the model's output, a dict of "
+                f"{caller} finds no embedding in the model's output, a dict of "
                 f"{', '.join(map(str, output)) or 'nothing'}; wrap the model so that it returns a "
                 "tensor of shape (batch, dim)."
             )
@@ -333,6 +349,6 @@ def _rows_of(output: Any, count: int) -> Tensor:
             return found
     got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     raise EmbeddingShapeError(
-        f"extract_embeddings expects the model to give embeddings of shape ({count}, dim) for "
+        f"{caller} expects the model to give embeddings of shape ({count}, dim) for "
         f"{count} images, got {got}; pool feature maps, or take the class token, in a wrapper."
     )

@@ -13,7 +13,13 @@ from raremix.errors import EmbeddingShapeError, NonFiniteError, OptionError
 from raremix.evaluation.scored import Bools, Floats, checked, checked_scores
 from raremix.inputs import ArrayLike
 
-__all__ = ["DEFAULT_RATES", "ThresholdRow", "threshold_at_rate", "threshold_table"]
+__all__ = [
+    "DEFAULT_RATES",
+    "ThresholdRow",
+    "flags_allowed",
+    "threshold_at_rate",
+    "threshold_table",
+]
 
 DEFAULT_RATES = (0.01, 0.02, 0.05, 0.10, 0.20)
 """Shares of the samples flagged in a threshold table, if nothing else is asked for."""
@@ -44,6 +50,12 @@ class ThresholdRow:
     lift: float
 
 
+def flags_allowed(samples: int, rate: float) -> int:
+    """How many of so many samples may be flagged at a rate."""
+    # 0.05 * 20 must not fall below 1 by rounding.
+    return math.floor(rate * samples + 1e-9)
+
+
 def threshold_at_rate(scores: ArrayLike | Sequence[float], rate: float) -> float:
     """The smallest score that at most a share of the samples exceeds.
 
@@ -69,8 +81,7 @@ def threshold_at_rate(scores: ArrayLike | Sequence[float], rate: float) -> float
     values = checked_scores(scores, caller="threshold_at_rate")
     if len(values) == 0:
         raise EmbeddingShapeError("threshold_at_rate expects at least 1 score, got none.")
-    # 0.05 * 20 must not fall below 1 by rounding.
-    place = len(values) - 1 - math.floor(rate * len(values) + 1e-9)
+    place = len(values) - 1 - flags_allowed(len(values), rate)
     return float(np.partition(values, max(place, 0))[max(place, 0)])
 
 

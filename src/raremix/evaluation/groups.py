@@ -1,16 +1,17 @@
 """Which classes count as many, medium and few, and which as rare, by how often they occur.
 
-It counts labels and knows neither scores nor embeddings.
+It looks at labels and counts, and knows neither scores nor embeddings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from raremix.errors import LabelError, OptionError
 
-__all__ = ["GROUPS", "Group", "class_groups", "rarest_classes"]
+__all__ = ["GROUPS", "Group", "class_groups", "rarest_classes", "rarest_of"]
 
 Group = Literal["many", "medium", "few"]
 
@@ -74,17 +75,61 @@ def rarest_classes(labels: Any, share: float) -> list[Any]:
         >>> rarest_classes(["car"] * 90 + ["bus"] * 6 + ["train"] * 2, share=0.1)
         ['train', 'bus']
     """
-    if not 0 < share < 1:
-        raise OptionError(f"rarest_classes expects a share in (0, 1), got {share}.")
     values = np.asarray(labels)
     classes, counts = np.unique(values, return_counts=True)
-    order = np.argsort(counts, kind="stable")
-    together = np.cumsum(counts[order])
-    taken = order[together < share * len(values)]
-    if len(taken) == 0:
-        smallest = f"the smallest has {counts.min() / len(values):.4g}" if len(values) else "none"
+    return _rarest(
+        classes.tolist(), counts, share, caller="rarest_classes", whole=f"{len(values)} samples"
+    )
+
+
+def rarest_of(counts: Mapping[Any, int], share: float) -> list[Any]:
+    """The classes with the smallest counts that together stay under a share of all counts.
+
+    As ``rarest_classes``, where the counts are known and are of pixels, objects or frames.
+
+    Args:
+        counts: The count of each class, none negative. A class whose count is 0 does not occur,
+            so it is not rare either: it is left out.
+        share: In (0, 1).
+
+    Returns:
+        The classes, smallest count first. Of classes with equal counts, the one that comes first
+        in ``counts`` is taken first.
+
+    Raises:
+        OptionError: If ``share`` lies outside (0, 1).
+        LabelError: If a count is negative or not whole, or if even the smallest class reaches the
+            share, so that none would be rare.
+
+    Example:
+        >>> rarest_of({"road": 9000, "train": 2, "bus": 60, "plane": 0}, share=0.1)
+        ['train', 'bus']
+    """
+    sizes = np.asarray(list(counts.values()) or np.empty(0, np.int64))
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes < 0).any():
         raise LabelError(
-            f"rarest_classes finds no class under a share of {share:g} of {len(values)} samples "
-            f"({smallest}); raise the share, or name the rare classes."
+            f"rarest_of expects counts as whole numbers of at least 0, got {dict(counts)}; count "
+            "the pixels, objects or frames of each class."
         )
-    return list(classes[taken].tolist())
+    occurs = sizes > 0
+    classes = [label for label, is_there in zip(counts, occurs, strict=True) if is_there]
+    whole = f"a count of {sizes.sum()}"
+    return _rarest(classes, sizes[occurs], share, caller="rarest_of", whole=whole)
+
+
+def _rarest(
+    classes: list[Any], counts: npt.NDArray[Any], share: float, *, caller: str, whole: str
+) -> list[Any]:
+    """The first classes, by their counts, whose sum stays under the share of all."""
+    if not 0 < share < 1:
+        raise OptionError(f"{caller} expects a share in (0, 1), got {share}.")
+    total = counts.sum()
+    order = np.argsort(counts, kind="stable")
+    taken = order[np.cumsum(counts[order]) < share * total]
+    if len(taken) == 0:
+        smallest = f"the smallest has {counts.min() / total:.4g}" if len(counts) else "none"
+        raise LabelError(
+            f"{caller} finds no class under a share of {share:g} of {whole} ({smallest}); raise "
+            "the share, or name the rare classes."
+        )
+    return [classes[place] for place in taken]
