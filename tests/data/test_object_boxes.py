@@ -88,7 +88,7 @@ def test_boxes_of_2020_are_read_with_their_classes_and_attributes(tmp_path: Path
         first.boxes[0], [1000.6987, 281.9924, 1040.6269, 326.9116], rtol=1e-6
     )
     assert first.boxes.dtype == np.float32
-    assert first.labels.tolist() == [9, -1, -1]
+    assert first.labels.tolist() == [9, 0, -1]  # a crowd keeps its class
     assert first.is_truncated.tolist() == [True, False, False]
     assert first.is_ignored.tolist() == [False, True, True]
     assert skipped == []

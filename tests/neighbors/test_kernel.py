@@ -38,10 +38,9 @@ def packed(rows: Tensor, centre: Tensor, width: int) -> Panels:
 
 
 def true_keys(queries: Tensor, bank: Tensor, centre: Tensor) -> Tensor:
-    """|q - b|^2 - |q|^2 of centred rows, in float64."""
-    shown = queries.double() - centre.double()
-    squared = (queries.double()[:, None] - bank.double()).square().sum(dim=2)
-    return squared - shown.square().sum(dim=1, keepdim=True)
+    """|q - b|^2 - |q|^2 of centred rows, in float64, without taking |q|^2 from a sum that holds it."""
+    shown, rows = queries.double() - centre.double(), bank.double() - centre.double()
+    return rows.square().sum(dim=1) - 2 * shown @ rows.T
 
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 300), st.integers(1, 40))

@@ -62,7 +62,8 @@ class ObjectBoxes:
             bottom exclusive.
         labels: int64 of shape (n,), class ids; -1 where an object is ignored and has none.
         is_truncated: bool of shape (n,): cut by the border of the frame, as the labels say.
-        is_ignored: bool of shape (n,): a crowd, or of a class that is not judged.
+        is_ignored: bool of shape (n,): a crowd, which keeps its class, or of a class that is not
+            judged.
 
     Raises:
         LabelError: If an array has another shape or dtype, or a box no area.
@@ -164,6 +165,7 @@ class _Found:
         self._coordinates = array("d")
         self._labels = array("b")
         self._is_truncated = array("b")
+        self._is_crowd = array("b")
         self._frames = array("q")
         self._rows = array("q")
         """Place of each object among the labels of its frame."""
@@ -214,7 +216,8 @@ class _Found:
         if id is None:
             self._unknown[category] += 1
             id = _NO_CLASS
-        self._labels.append(_NO_CLASS if is_crowd else id)
+        self._labels.append(id)
+        self._is_crowd.append(bool(is_crowd))
         self._is_truncated.append(bool(is_truncated))
         self._frames.append(frame)
         self._rows.append(row)
@@ -261,7 +264,7 @@ class _Found:
         boxes, frames = boxes[has_area], frames[has_area]
         labels = np.asarray(self._labels)[has_area].astype(np.int64)
         is_truncated = np.asarray(self._is_truncated)[has_area].astype(np.bool_)
-        is_ignored = labels == _NO_CLASS
+        is_ignored = (labels == _NO_CLASS) | np.asarray(self._is_crowd, dtype=np.bool_)[has_area]
         ends = np.searchsorted(frames, np.arange(len(names) + 1)).tolist()
         objects = {
             name: ObjectBoxes(

@@ -22,7 +22,14 @@ from raremix.inputs import (
 )
 from raremix.neighbors.blocks import row_blocks
 from raremix.neighbors.faiss_door import load_faiss
-from raremix.neighbors.index import Metric, most_siblings, unit_rows
+from raremix.neighbors.index import (
+    Metric,
+    check_id_window,
+    check_window_has_ids,
+    most_siblings,
+    unit_rows,
+)
+from raremix.neighbors.proof import are_siblings
 from raremix.neighbors.search import nearest
 from raremix.options import check_choice, check_count, check_number
 from raremix.seeds import seeded_generator
@@ -92,6 +99,8 @@ class ApproximateIndex:
         bank: Finite floats of shape (m, dim), torch or numpy; a memory-mapped array is read in
             parts. It is kept, not copied, and must not change.
         ids: (m,) integers, so that queries can leave out their own row and its siblings.
+        id_window: Rows whose ids differ from the query's by at most so much are siblings too, as in
+            ``nearest``. It needs ids.
         kind: ``"ivf"`` keeps a float32 copy of the bank inside the index; ``"ivfpq"`` keeps
             ``codes`` bytes a row, measures four times as many rows, and finds fewer of the nearest.
         lists: Into how many lists the bank is cut; the square root of m if not given.
@@ -127,6 +136,7 @@ class ApproximateIndex:
         bank: ArrayLike,
         ids: ArrayLike | Sequence[int] | None = None,
         *,
+        id_window: int = 0,
         kind: IndexKind = "ivf",
         lists: int | None = None,
         probes: int | None = None,
@@ -137,6 +147,8 @@ class ApproximateIndex:
         max_memory: int = 2**29,
     ) -> None:
         caller = "ApproximateIndex"
+        self.id_window = check_id_window(caller, id_window)
+        check_window_has_ids(caller, self.id_window, ids)
         check_choice(caller, "kind", kind, get_args(IndexKind))
         check_choice(caller, "metric", metric, get_args(Metric))
         self.kind, self.metric = kind, metric
@@ -149,7 +161,7 @@ class ApproximateIndex:
         self._ids = None if ids is None else as_ids(ids, caller=caller, length=len(bank))
         self._siblings = 0
         if self._ids is not None:
-            self._siblings = most_siblings(self._ids)
+            self._siblings = most_siblings(self._ids, self.id_window)
         size = max(1, round(math.sqrt(len(bank)))) if lists is None else lists
         self.lists = check_count(caller, "lists", size, least=1)
         wanted = min(self.lists, _PROBES) if probes is None else probes
@@ -194,7 +206,7 @@ class ApproximateIndex:
         Args:
             queries: Finite floats of shape (n, dim).
             k: Which neighbour's distance is the score, at least 1.
-            query_ids: (n,) integers. A row of the bank with the id of the query is left out.
+            query_ids: (n,) integers. Rows of the bank that are siblings of the query are left out.
             top: The share of the queries, in (0, 1], that is the top list of the agreement.
             rescore: The share of the queries to search exactly, the rarest first; ``top`` or more.
                 Raise it if ``agreement.proven`` is below 1. A query for which the index finds fewer
@@ -355,7 +367,8 @@ class ApproximateIndex:
             squared = self._measure(own, candidates)
         is_none = candidates < 0
         if ids is not None and self._ids is not None:
-            is_none |= self._ids[candidates.clamp_min(0)] == ids[rows, None]
+            known = self._ids[candidates.clamp_min(0)]
+            is_none |= are_siblings(known, ids[rows, None], self.id_window)
         ascending = squared.masked_fill(is_none, torch.inf).sort(dim=1).values
         return ascending[:, :k].sqrt() * self._scale
 
@@ -387,6 +400,7 @@ class ApproximateIndex:
             k,
             query_ids=None if ids is None else ids[rows],
             bank_ids=None if ids is None else self._ids,
+            id_window=0 if ids is None else self.id_window,
             metric=self.metric,
             max_memory=self.max_memory,
         )

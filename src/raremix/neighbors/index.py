@@ -24,13 +24,15 @@ from raremix.neighbors.engines import (
 )
 from raremix.neighbors.kernel import Lists
 from raremix.neighbors.prepared import Int16Bank, PreparedBank, ProductBank, ReducedBank
-from raremix.neighbors.proof import Search
+from raremix.neighbors.proof import Search, shifted
 from raremix.options import check_choice, check_count
 
 __all__ = [
     "Metric",
     "NeighborIndex",
     "Neighbors",
+    "check_id_window",
+    "check_window_has_ids",
     "finished",
     "most_siblings",
     "search_blocks",
@@ -68,7 +70,10 @@ class NeighborIndex:
 
     Args:
         bank: Finite floats of shape (m, dim), on any device.
-        ids: (m,) integers. A search that passes ids leaves out the rows of the same id.
+        ids: (m,) integers. A search that passes ids leaves out the rows of the same id, siblings
+            of the query.
+        id_window: Rows whose ids differ from the query's by at most so much are siblings too, such
+            as frames of a video some seconds apart, whose ids count milliseconds. It needs ids.
         metric: ``"euclidean"``, or ``"cosine"``: the Euclidean distance between the rows scaled to
             unit length, in [0, 2], which orders neighbours as the cosine does. A row of zeros stays
             zero and lies at distance 1 from every other.
@@ -84,7 +89,8 @@ class NeighborIndex:
     Raises:
         EmbeddingShapeError: If the bank is not (m, dim), or holds NaN or infinity.
         EngineUnavailableError: If the engine was asked for by name and cannot run here.
-        OptionError: If metric, engine or max_memory is out of range.
+        OptionError: If id_window, metric, engine or max_memory is out of range, or id_window comes
+            without ids.
 
     Example:
         >>> index = NeighborIndex(torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
@@ -101,10 +107,13 @@ class NeighborIndex:
         bank: ArrayLike,
         ids: ArrayLike | None = None,
         *,
+        id_window: int = 0,
         metric: Metric = "euclidean",
         engine: EngineName | CandidateEngine = "auto",
         max_memory: int = 2**29,
     ) -> None:
+        self.id_window = check_id_window("NeighborIndex", id_window)
+        check_window_has_ids("NeighborIndex", self.id_window, ids)
         check_choice("NeighborIndex", "metric", metric, get_args(Metric))
         if isinstance(engine, str):
             check_choice("NeighborIndex", "engine", engine, get_args(EngineName))
@@ -129,14 +138,14 @@ class NeighborIndex:
         self._siblings = 0
         if ids is not None:
             own = as_ids(ids, caller="NeighborIndex", length=len(bank))
-            self._siblings = most_siblings(own)
+            self._siblings = most_siblings(own, self.id_window)
             self._ids = own.to(bank.device)
 
     def _follow_ids(self, ids: Tensor) -> None:
         # Most steps of a training loop bring samples that are known, each back to its place.
         # Compared with a copy, since the ids given may be those of a bank that changes in place.
         if self._counted is None or not torch.equal(ids, self._counted):
-            self._siblings = most_siblings(ids)
+            self._siblings = most_siblings(ids, self.id_window)
             self._counted = ids.clone()
         self._ids = ids.to(self._bank.device)
 
@@ -160,7 +169,7 @@ class NeighborIndex:
 
     @property
     def siblings(self) -> int:
-        """The most rows that share an id; 0 without ids."""
+        """The most rows that a search leaves out for one query, whatever its id; 0 without ids."""
         return self._siblings
 
     @property
@@ -176,23 +185,23 @@ class NeighborIndex:
         Args:
             queries: Finite floats of shape (n, dim), on the device of the bank.
             k: How many neighbours, at least 1.
-            query_ids: (n,) integers, if the index has ids; rows of the same id are left out.
+            query_ids: (n,) integers, if the index has ids; siblings are left out.
 
         Returns:
             Distances and rows, nearest first. Neighbours at equal distance come in any order.
 
         Raises:
             EmbeddingShapeError: If shapes do not fit, or a query holds NaN or infinity.
-            NotEnoughReferenceError: If a query has fewer than k rows that are not its own.
+            NotEnoughReferenceError: If a query has fewer than k rows that are no siblings.
             OptionError: If k is out of range, or ids are passed to an index without ids.
         """
         squared, rows = self.squared(queries, k, query_ids=query_ids)
-        return finished(squared, rows, k, len(self))
+        return finished(squared, rows, k, len(self), self.id_window)
 
     def leave_one_out(self, k: int) -> Neighbors:
         """Find the k nearest other rows for each row of the bank.
 
-        Rows that share an id are left out for one another. Arguments, result and errors as for
+        Rows that are siblings are left out for one another. Arguments, result and errors as for
         ``search``; the compiled kernel takes half the products of a search.
         """
         k = check_count("leave_one_out", "k", k, least=1)
@@ -200,17 +209,17 @@ class NeighborIndex:
         if own is None:
             own = torch.arange(len(self), device=self._bank.device)
         name = self._choice(len(self))
-        count = _count(k, max(self._siblings, 1), name)
-        search = self._search(self._bank, own, own, k, count)
-        if self._joins(count):
+        search = self._search(self._bank, own, own, k, max(self._siblings, 1), name)
+        if self._joins(search.count):
             prepared = self._ready("int16")
             assert isinstance(prepared, Int16Bank)
-            squared, rows = search.settle(prepared, prepared.propose_for_itself(self._bank, count))
+            proposal = prepared.propose_for_itself(self._bank, search.count)
+            squared, rows = search.settle(prepared, proposal)
         elif self._in_blocks():
             squared, rows = self._over_blocks(self._bank, k, own, own)
         else:
             squared, rows = search.run(self._ready(name))
-        return finished(squared, rows, k, len(self))
+        return finished(squared, rows, k, len(self), self.id_window)
 
     def squared(
         self, queries: ArrayLike, k: int, *, query_ids: ArrayLike | None = None
@@ -245,8 +254,8 @@ class NeighborIndex:
         if self._in_blocks():
             return self._over_blocks(shown, k, own, known)
         name = self._choice(len(shown))
-        count = _count(k, 0 if own is None else self._siblings, name)
-        return self._search(shown, own, known, k, count).run(self._ready(name))
+        siblings = 0 if own is None else self._siblings
+        return self._search(shown, own, known, k, siblings, name).run(self._ready(name))
 
     def replace(
         self,
@@ -303,15 +312,27 @@ class NeighborIndex:
             self._follow_ids(own)
 
     def _search(
-        self, queries: Tensor, own: Tensor | None, known: Tensor | None, k: int, count: int
+        self,
+        queries: Tensor,
+        own: Tensor | None,
+        known: Tensor | None,
+        k: int,
+        siblings: int,
+        name: str,
     ) -> Search:
+        expected = siblings
+        if self.id_window:
+            # All crops of all frames in a window may be thousands; hardly any are near the query.
+            expected = min(siblings, k + _SLACK)
         return Search(
             queries,
             self._bank,
             own,
             known,
+            id_window=self.id_window,
             k=k,
-            count=min(count, len(self)),
+            count=min(_count(k, expected, name), len(self)),
+            enough=min(_count(k, siblings, name), len(self)),
             max_memory=self.max_memory,
         )
 
@@ -365,6 +386,7 @@ class NeighborIndex:
             NeighborIndex(
                 self._bank[part],
                 None if known is None else known[part],
+                id_window=0 if known is None else self.id_window,
                 engine=self.engine,
                 max_memory=self.max_memory,
             )
@@ -395,12 +417,18 @@ def _count(k: int, own: int, name: str) -> int:
     return (k + own + _SLACK) * (_HALF_SLACK if name == "half" else 1)
 
 
-def finished(squared: Tensor, rows: Tensor, k: int, bank_rows: int) -> Neighbors:
+def finished(
+    squared: Tensor, rows: Tensor, k: int, bank_rows: int, id_window: int = 0
+) -> Neighbors:
     """Turn squared distances into the result of a search, or say that there are too few rows."""
     if bool(torch.isinf(squared).any()):
+        others, way = "that do not carry its own id", "add rows or lower k"
+        if id_window:
+            others = f"whose ids differ from its own by more than id_window={id_window}"
+            way = "add rows, or lower k or id_window"
         raise NotEnoughReferenceError(
             f"nearest was asked for k={k} neighbours, but a query has fewer rows in the bank of "
-            f"{bank_rows} that do not carry its own id; add rows or lower k."
+            f"{bank_rows} {others}; {way}."
         )
     # In float64, so that a distance does not depend on the dtype that its square came in.
     return Neighbors(squared.double().sqrt().float(), rows)
@@ -419,9 +447,34 @@ def _places(places: ArrayLike | Sequence[int], rows: int, caller: str) -> Tensor
     return found
 
 
-def most_siblings(ids: Tensor) -> int:
-    """The most rows that share one of the (n,) ids, n at least 1."""
-    return int(torch.unique(ids, return_counts=True)[1].max())
+def most_siblings(ids: Tensor, id_window: int = 0) -> int:
+    """The most of (n,) int64 ids, n at least 1, that differ from any one id by at most the window.
+
+    That id need not be among them: it is the most in any interval of 2 ``id_window`` + 1.
+    """
+    if not id_window:
+        return int(torch.unique(ids, return_counts=True)[1].max())
+    ascending = ids.sort().values
+    ends = shifted(shifted(ascending, id_window), id_window)
+    behind = torch.searchsorted(ascending, ends, right=True)
+    return int((behind - torch.arange(len(ids), device=ids.device)).max())
+
+
+def check_id_window(caller: str, id_window: int) -> int:
+    """Return ``id_window`` as an int, or raise ``OptionError`` if ids cannot differ by so much."""
+    checked = check_count(caller, "id_window", id_window, least=0)
+    if checked > torch.iinfo(torch.int64).max:
+        raise OptionError(f"{caller} expects id_window below 2**63, as ids are, got {id_window}.")
+    return checked
+
+
+def check_window_has_ids(caller: str, id_window: int, ids: object) -> None:
+    """Raise ``OptionError`` if there is a window, and None in place of the ids it lies around."""
+    if id_window and ids is None:
+        raise OptionError(
+            f"{caller} expects ids, since id_window={id_window} leaves out rows by their ids; pass "
+            "one id per row, or no id_window."
+        )
 
 
 def unit_rows(rows: Tensor) -> Tensor:

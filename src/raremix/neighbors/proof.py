@@ -13,24 +13,44 @@ from raremix.neighbors import kernel
 from raremix.neighbors.engines import TorchEngine
 from raremix.neighbors.prepared import PreparedBank, ProductBank, Proposal
 
-__all__ = ["Search"]
+__all__ = ["Search", "are_siblings", "shifted"]
 
 # A row left out that is nearer by less than this share of the squared distance is a tie: the float32
 # distance itself is no more certain.
 _TIE = 2.0**-20
 
+# How many times as many candidates a query is shown that could not be proven with those it had.
+_WIDER = 16
+
+
+def are_siblings(bank_ids: Tensor, query_ids: Tensor, id_window: int) -> Tensor:
+    """Whether int64 ids, broadcast against each other, differ by at most ``id_window``."""
+    if not id_window:
+        return bank_ids == query_ids
+    # The difference of two ids may not fit into an int64; the ends of the window are held there.
+    found = bank_ids >= shifted(query_ids, -id_window)
+    return found.logical_and_(bank_ids <= shifted(query_ids, id_window))
+
+
+def shifted(ids: Tensor, by: int) -> Tensor:
+    """Int64 ids plus a number, held at the ends of int64 where the sum lies beyond them."""
+    ends = torch.iinfo(torch.int64)
+    return (ids.clamp(max=ends.max - by) if by > 0 else ids.clamp(min=ends.min - by)) + by
+
 
 @dataclass(frozen=True)
 class Search:
-    """One search: k neighbours among the rows of a bank that do not carry the query's id.
+    """One search: k neighbours among the rows of a bank that are no siblings of the query.
 
     Attributes:
         queries: (n, dim) float32 or float64.
         bank: (m, dim) of the same dtype, on the same device.
         query_ids: (n,) int64 on that device, or None.
         bank_ids: (m,) int64 on that device, or None together with ``query_ids``.
+        id_window: Rows whose ids differ by at most so much are siblings; 0 for the same id only.
         k: How many neighbours.
-        count: How many candidates to ask for, k plus the most rows of one id plus some slack.
+        count: How many candidates to ask for at first.
+        enough: How many leave k of them whichever are siblings: k, the most siblings, some slack.
         max_memory: Bytes of working memory to aim for.
     """
 
@@ -38,14 +58,16 @@ class Search:
     bank: Tensor
     query_ids: Tensor | None
     bank_ids: Tensor | None
+    id_window: int
     k: int
     count: int
+    enough: int
     max_memory: int
 
     def run(self, prepared: PreparedBank) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (n, k), nearest first.
 
-        A distance is infinite where a query has fewer than k rows that are not its own.
+        A distance is infinite where a query has fewer than k rows that are no siblings.
         """
         step = self._queries_at_once()
         parts = []
@@ -63,31 +85,39 @@ class Search:
         squared, indices, unproven = self._judge(proposal)
         # The GPU waits at each nonzero: once a call, unless something could not be proven.
         doubtful = unproven.nonzero()[:, 0]
-        wider = min(16 * self.count, len(self.bank))
-        if len(doubtful) and wider > self.count:
+        most = self.count
+        while len(doubtful) and most < self.enough:
+            # Perhaps so many siblings were among the candidates that fewer than k are left.
+            most = min(_WIDER * most, self.enough)
+            doubtful = self._settle_again(prepared, doubtful, most, squared, indices)
+        wider = min(_WIDER * most, len(self.bank))
+        if len(doubtful) and wider > most:
             # Rows that lie closer together than a low-precision product can tell.
-            again = replace(self._of(doubtful), count=wider)
-            step = again._queries_at_once()
-            left = []
-            for start in range(0, len(doubtful), step):
-                rows = doubtful[start : start + step]
-                part = again._of(slice(start, start + step))
-                proposal = prepared.propose(part.queries, wider)
-                squared[rows], indices[rows], unproven = part._judge(proposal)
-                left.append(rows[unproven])
-            doubtful = torch.cat(left)
+            doubtful = self._settle_again(prepared, doubtful, wider, squared, indices)
         if len(doubtful) and self.queries.dtype == torch.float32 and self._has_float64():
             # Ties and outliers: a product in float64 settles nearly all of them.
-            again = self._of(doubtful)
             exact = ProductBank(
                 self.bank, TorchEngine(self.max_memory // 4, dtype=torch.float64), torch.float64
             )
-            proposal = exact.propose(again.queries, again.count)
-            squared[doubtful], indices[doubtful], unproven = again._judge(proposal)
-            doubtful = doubtful[unproven]
+            doubtful = self._settle_again(exact, doubtful, most, squared, indices)
         for row in doubtful.tolist():
             squared[row], indices[row] = self._compare_all(row)
         return squared, indices
+
+    def _settle_again(
+        self, prepared: PreparedBank, doubtful: Tensor, count: int, squared: Tensor, indices: Tensor
+    ) -> Tensor:
+        """Write what so many candidates say of the doubtful queries; return those still unproven."""
+        again = replace(self._of(doubtful), count=count)
+        step = again._queries_at_once()
+        left = []
+        for start in range(0, len(doubtful), step):
+            rows = doubtful[start : start + step]
+            part = again._of(slice(start, start + step))
+            proposal = prepared.propose(part.queries, count)
+            squared[rows], indices[rows], unproven = part._judge(proposal)
+            left.append(rows[unproven])
+        return torch.cat(left)
 
     def _has_float64(self) -> bool:
         return self.queries.device.type != "mps"
@@ -102,7 +132,7 @@ class Search:
         measured = self._measure(candidates)
         squared = measured
         if self.query_ids is not None and self.bank_ids is not None:
-            own = self.bank_ids[candidates] == self.query_ids[:, None]
+            own = are_siblings(self.bank_ids[candidates], self.query_ids[:, None], self.id_window)
             squared = measured.masked_fill(own, torch.inf)
         squared, order = squared.sort(dim=1, stable=True)
         squared = squared[:, : self.k].contiguous()
@@ -139,5 +169,6 @@ class Search:
         ]
         squared = torch.cat([only._measure(part[None])[0] for part in parts])
         if self.query_ids is not None and self.bank_ids is not None:
-            squared = squared.masked_fill(self.bank_ids == self.query_ids[row], torch.inf)
+            own = are_siblings(self.bank_ids, self.query_ids[row], self.id_window)
+            squared = squared.masked_fill(own, torch.inf)
         return squared.topk(self.k, largest=False)

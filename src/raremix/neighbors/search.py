@@ -14,7 +14,14 @@ from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError, OptionE
 from raremix.inputs import ArrayLike, as_ids
 from raremix.neighbors.blocks import RowSource, in_memory, row_blocks
 from raremix.neighbors.engines import CandidateEngine, EngineName
-from raremix.neighbors.index import Metric, NeighborIndex, Neighbors, finished, search_blocks
+from raremix.neighbors.index import (
+    Metric,
+    NeighborIndex,
+    Neighbors,
+    check_id_window,
+    finished,
+    search_blocks,
+)
 from raremix.options import check_choice, check_count
 
 __all__ = ["nearest"]
@@ -27,6 +34,7 @@ def nearest(
     *,
     query_ids: ArrayLike | None = None,
     bank_ids: ArrayLike | None = None,
+    id_window: int = 0,
     metric: Metric = "euclidean",
     engine: EngineName | CandidateEngine = "auto",
     max_memory: int = 2**29,
@@ -51,6 +59,8 @@ def nearest(
         bank_ids: (m,) integers; given together with ``query_ids``. Passing the same ids for the
             same rows as both makes the search leave-one-out (``NeighborIndex.leave_one_out`` is
             faster).
+        id_window: Rows whose ids differ from the query's by at most so much are left out too, such
+            as frames of a video some seconds apart, whose ids count milliseconds. It needs ids.
         metric: ``"euclidean"`` or ``"cosine"``; see ``NeighborIndex``.
         engine: ``"auto"``, ``"int16"``, ``"half"``, ``"torch"``, ``"faiss"``, or an engine of your
             own; see ``NeighborIndex``.
@@ -63,7 +73,8 @@ def nearest(
         EmbeddingShapeError: If shapes do not fit, or a row holds NaN or infinity.
         NotEnoughReferenceError: If a query has fewer than k rows that are not its own.
         EngineUnavailableError: If an engine was asked for by name and cannot run here.
-        OptionError: If k, metric, engine or max_memory is out of range.
+        OptionError: If k, id_window, metric, engine or max_memory is out of range, or id_window
+            comes without ids.
 
     Example:
         >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
@@ -79,11 +90,18 @@ def nearest(
     max_memory = check_count("nearest", "max_memory", max_memory, least=2**20)
     if (query_ids is None) != (bank_ids is None):
         raise OptionError("nearest expects query_ids and bank_ids together, got only one of them.")
+    id_window = check_id_window("nearest", id_window)
+    if id_window and query_ids is None:
+        raise OptionError(
+            f"nearest expects query_ids and bank_ids, since id_window={id_window} leaves out rows by "
+            "their ids; pass one id per row, or no id_window."
+        )
     if in_memory(queries) and in_memory(bank):
         # The narrowing that in_memory does is beyond the type checker.
         index = NeighborIndex(
             bank,  # type: ignore[arg-type]
             bank_ids,
+            id_window=id_window,
             metric=metric,
             engine=engine,
             max_memory=max_memory,
@@ -103,7 +121,9 @@ def nearest(
         ids = None if own is None else own[done : done + len(shown)]
         if own is not None and len(own) < done + len(shown):
             raise _wrong_number("query_ids", len(own), done + len(shown), "or more queries")
-        parts.append(_over_blocks(shown, bank, k, ids, known, metric, engine, max_memory))
+        parts.append(
+            _over_blocks(shown, bank, k, ids, known, id_window, metric, engine, max_memory)
+        )
         done += len(shown)
     if own is not None and len(own) != done:
         raise _wrong_number("query_ids", len(own), done, "queries")
@@ -118,6 +138,7 @@ def _over_blocks(
     k: int,
     query_ids: Tensor | None,
     bank_ids: Tensor | None,
+    id_window: int,
     metric: Metric,
     engine: EngineName | CandidateEngine,
     max_memory: int,
@@ -136,7 +157,14 @@ def _over_blocks(
                         "bank_ids", len(bank_ids), done + len(block), "or more rows"
                     )
             done += len(block)
-            yield NeighborIndex(block, part, metric=metric, engine=engine, max_memory=max_memory)
+            yield NeighborIndex(
+                block,
+                part,
+                id_window=id_window,
+                metric=metric,
+                engine=engine,
+                max_memory=max_memory,
+            )
 
     squared, rows = search_blocks(blocks(), queries, k, query_ids)
     if bank_ids is not None and len(bank_ids) != done:
@@ -145,7 +173,7 @@ def _over_blocks(
         raise NotEnoughReferenceError(
             f"nearest was asked for k={k} neighbours in a bank of {done} rows; add rows or lower k."
         )
-    return finished(squared, rows, k, done)
+    return finished(squared, rows, k, done, id_window)
 
 
 def _wrong_number(name: str, ids: int, rows: int, what: str) -> EmbeddingShapeError:

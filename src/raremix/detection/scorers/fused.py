@@ -12,13 +12,15 @@ from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
 from raremix.detection.scorers.geometry import FusedGeometry
+from raremix.detection.scorers.reference import saved_window, shown_window, with_window
 from raremix.detection.scorers.scales import Scales, thinned
 from raremix.errors import NotEnoughReferenceError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import EngineName, NeighborIndex
+from raremix.neighbors.index import check_id_window, check_window_has_ids, most_siblings
 from raremix.options import check_choice, check_count
 from raremix.protocols import State
-from raremix.state import open_state, sealed_state
+from raremix.state import check_settings, open_state, sealed_state
 
 __all__ = ["FusedDistance"]
 
@@ -84,6 +86,8 @@ class FusedDistance:
             kept twice, as they came and in the fused space, which is at most 132 columns wider.
         engine: Who searches, as for ``NeighborIndex``; all give the same scores.
         max_memory: Bytes of working memory a search aims for.
+        id_window: Rows whose ids differ by at most so much are siblings and are not compared, such
+            as frames of a video some seconds apart, whose ids count milliseconds. It needs ids.
 
     Source:
         This project, after its fused score of two scales; chosen by cross-validation over families
@@ -107,11 +111,13 @@ class FusedDistance:
         capacity: int = 65_536,
         engine: EngineName = "auto",
         max_memory: int = 2**29,
+        id_window: int = 0,
     ) -> None:
         check_choice("FusedDistance", "engine", engine, get_args(EngineName))
         self.bank = ReferenceBank(check_count("FusedDistance", "capacity", capacity, least=16))
         self.engine: EngineName = engine
         self.max_memory = check_count("FusedDistance", "max_memory", max_memory, least=2**20)
+        self.id_window = check_id_window("FusedDistance", id_window)
         self._forget()
 
     def _forget(self) -> None:
@@ -125,7 +131,8 @@ class FusedDistance:
         self._scored: _Scored | None = None
 
     def __repr__(self) -> str:
-        return f"FusedDistance(capacity={self.bank.capacity}, engine={self.engine!r})"
+        window = shown_window(self.id_window)
+        return f"FusedDistance(capacity={self.bank.capacity}, engine={self.engine!r}{window})"
 
     @property
     def ready(self) -> bool:
@@ -145,6 +152,7 @@ class FusedDistance:
         Raises:
             EmbeddingShapeError: If ``embeddings`` is not (n, dim).
             NotEnoughReferenceError: If n is less than 4, or a row has only siblings.
+            OptionError: If there is an id_window and no ids are given.
         """
         rows = as_embeddings(embeddings, caller="FusedDistance.fit")
         if len(rows) < self.least_rows:
@@ -152,9 +160,8 @@ class FusedDistance:
                 f"FusedDistance.fit expects at least {self.least_rows} embeddings, got {len(rows)}; "
                 "pass more."
             )
-        fresh = FusedDistance(
-            capacity=self.bank.capacity, engine=self.engine, max_memory=self.max_memory
-        )
+        check_window_has_ids("FusedDistance.fit", self.id_window, ids)
+        fresh = self._empty()
         fresh.bank.fill(rows, ids)
         scores = fresh._learn()
         # All or nothing; and the bank stays the object that others may hold.
@@ -169,21 +176,26 @@ class FusedDistance:
 
         Args:
             embeddings: Finite floats of shape (batch, dim), one row per image.
-            ids: (batch,) integers; a reference row of the same id is left out.
+            ids: (batch,) integers; reference rows that are siblings by their ids are left out.
 
         Returns:
             Float32 of shape (batch,), positive, on the device of ``embeddings``, without gradient.
 
         Raises:
             EmbeddingShapeError: If ``embeddings`` is not (batch, dim) of the reference's width.
-            NotEnoughReferenceError: If fewer than 16 embeddings have been seen.
+            NotEnoughReferenceError: If fewer than 16 embeddings have been seen, or so few that are
+                no siblings of a row.
             OptionError: If ids are given and the reference has none.
         """
         rows = as_embeddings(embeddings, caller="FusedDistance.score", dim=self.bank.dim)
         if not self.ready:
+            others, way = "", "call fit or update with more"
+            if self.id_window:
+                others = f" beside the most that one id_window={self.id_window} holds,"
+                way += ", raise capacity or lower id_window"
             raise NotEnoughReferenceError(
-                f"FusedDistance.score needs {_FIRST_ROWS} reference embeddings and has seen "
-                f"{len(self.bank)}; call fit or update with more."
+                f"FusedDistance.score needs {_FIRST_ROWS} reference embeddings{others} and has seen "
+                f"{len(self.bank)}; {way}."
             )
         self.bank.check_ids(ids, caller="FusedDistance.score")
         found = self._score(rows, ids)
@@ -199,23 +211,54 @@ class FusedDistance:
     def update(self, embeddings: ArrayLike, ids: Tensor | None = None) -> None:
         """Add (batch, dim) embeddings to the reference; a known id replaces its rows."""
         rows = as_embeddings(embeddings, caller="FusedDistance.update", dim=self.bank.dim)
+        check_window_has_ids("FusedDistance.update", self.id_window, ids)
         if len(self._beside) and len(self.bank) == 0:  # cleared from outside
             self._forget()
-        if not self._geometry.is_fitted:
+        found = self._found(rows, ids)
+        if found is None:
             self.bank.add(rows, ids)
-            if len(self.bank) >= _FIRST_ROWS:
+            if self._can_learn():
                 self._learn()
             return
-        found, self._scored = self._scored, None
-        if found is None or not found.is_of(rows, ids, self._beside.version):
-            found = self._score(rows, ids)
         self.bank.add(rows, ids)
         beside = torch.cat([found.shown, found.steps[:, :-1].float()], dim=1)
         self._beside.add(beside, ids)
         self._added_rows += len(rows)
         grown = len(self.bank) > self._fitted_rows
-        if self._added_rows >= (_GROWTH if grown else _TURNOVER) * self._fitted_rows:
+        is_due = self._added_rows >= (_GROWTH if grown else _TURNOVER) * self._fitted_rows
+        if is_due and self._can_learn():
             self._learn()
+
+    def _found(self, rows: Tensor, ids: Tensor | None) -> "_Scored | None":
+        """What rows that are to be added score; None while there is nothing to score them by."""
+        found, self._scored = self._scored, None
+        if not self._geometry.is_fitted:
+            return None
+        if found is not None and found.is_of(rows, ids, self._beside.version):
+            return found
+        try:
+            return self._score(rows, ids)
+        except NotEnoughReferenceError:  # siblings of one another have pushed out all others
+            self._forget()
+            return None
+
+    def _can_learn(self) -> bool:
+        """Whether the bank holds the first rows, and every one others to be compared with."""
+        rows, ids = len(self.bank), self.bank.ids
+        if rows < _FIRST_ROWS or ids is None:
+            return rows >= _FIRST_ROWS
+        # A stream of frames begins with many rows that are all siblings of one another.
+        least = _FIRST_ROWS if self.id_window else 1
+        return rows - most_siblings(ids, self.id_window) >= least
+
+    def _empty(self) -> "FusedDistance":
+        """One of the same settings that has seen nothing."""
+        return FusedDistance(
+            capacity=self.bank.capacity,
+            engine=self.engine,
+            max_memory=self.max_memory,
+            id_window=self.id_window,
+        )
 
     @torch.inference_mode(False)
     def _learn(self) -> Tensor:
@@ -233,6 +276,8 @@ class FusedDistance:
             # Without ids a row's place serves, to tell it from itself.
             own = torch.arange(len(shown), device="cpu") if known is None else known
             far = self._index_of(shown[chosen], own[chosen.cpu()])
+            if far.siblings == len(far):  # though the bank holds others
+                far = None
         scales = Scales(self._index_of(shown, known), far)
         raw, near = scales.measure_itself()
         steps = [raw]
@@ -252,7 +297,13 @@ class FusedDistance:
         return scores
 
     def _index_of(self, rows: Tensor, ids: Tensor | None) -> NeighborIndex:
-        return NeighborIndex(rows, ids, engine=self.engine, max_memory=self.max_memory)
+        return NeighborIndex(
+            rows,
+            ids,
+            id_window=self.id_window,
+            engine=self.engine,
+            max_memory=self.max_memory,
+        )
 
     @property
     def _shown(self) -> Tensor:
@@ -286,6 +337,7 @@ class FusedDistance:
         scales = self._scales
         far = None if scales is None else scales.far
         content: State = {
+            **saved_window(self.id_window),
             "bank": self.bank.state_dict(),
             "beside": self._beside.state_dict(),
             "geometry": self._geometry.state_dict(),
@@ -298,15 +350,14 @@ class FusedDistance:
         return sealed_state("FusedDistance", 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved reference; the capacity must be the one it was saved with."""
+        """Take over a saved reference; capacity and id_window must be those it was saved with."""
         keys = (
-            *("bank", "beside", "geometry", "typical"),
+            *("id_window", "bank", "beside", "geometry", "typical"),
             *("far_rows", "far_ids", "fitted_rows", "added_rows"),
         )
-        content = open_state(state, kind="FusedDistance", version=1, keys=keys)
-        fresh = FusedDistance(
-            capacity=self.bank.capacity, engine=self.engine, max_memory=self.max_memory
-        )
+        content = open_state(with_window(state), kind="FusedDistance", version=1, keys=keys)
+        check_settings("FusedDistance", content, {"id_window": self.id_window})
+        fresh = self._empty()
         fresh._beside.load_state_dict(content["beside"])
         fresh._geometry.load_state_dict(content["geometry"])
         self.bank.load_state_dict(content["bank"])  # last, since it may refuse

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
-from raremix.detection.scorers.reference import NeighborReference, check_k
+from raremix.detection.scorers.reference import (
+    NeighborReference,
+    check_k,
+    saved_window,
+    shown_window,
+    with_window,
+)
 from raremix.inputs import ArrayLike
 from raremix.neighbors import EngineName, Metric
 from raremix.options import check_choice
@@ -37,6 +43,8 @@ class KNNDistance:
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
         engine: Who searches, as for ``NeighborIndex``; all give the same scores.
         max_memory: Bytes of working memory a search aims for.
+        id_window: Rows whose ids differ by at most so much are siblings and are not compared, such
+            as frames of a video some seconds apart, whose ids count milliseconds. It needs ids.
 
     Source:
         Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022,
@@ -61,6 +69,7 @@ class KNNDistance:
         capacity: int = 65_536,
         engine: EngineName = "auto",
         max_memory: int = 2**29,
+        id_window: int = 0,
     ) -> None:
         self.k = check_k("KNNDistance", "k", k)
         check_choice("KNNDistance", "reduce", reduce, get_args(Reduction))
@@ -72,13 +81,14 @@ class KNNDistance:
             capacity=capacity,
             engine=engine,
             max_memory=max_memory,
+            id_window=id_window,
         )
 
     def __repr__(self) -> str:
         reduce = "" if self.reduce == "kth" else f", reduce={self.reduce!r}"
         return (
             f"KNNDistance(k={self.k}{reduce}, metric={self.metric!r}, "
-            f"capacity={self.bank.capacity}, engine={self.engine!r})"
+            f"capacity={self.bank.capacity}, engine={self.engine!r}{shown_window(self.id_window)})"
         )
 
     @property
@@ -95,6 +105,11 @@ class KNNDistance:
     def engine(self) -> EngineName:
         """What searches."""
         return self._reference.engine
+
+    @property
+    def id_window(self) -> int:
+        """By how much the ids of siblings differ at most."""
+        return self._reference.id_window
 
     @property
     def neighbors(self) -> int:
@@ -119,6 +134,7 @@ class KNNDistance:
         Raises:
             EmbeddingShapeError: If ``embeddings`` is not (n, dim).
             NotEnoughReferenceError: If a row has fewer than k rows besides itself and its siblings.
+            OptionError: If there is an id_window and no ids are given.
         """
         return self._reduced(self._reference.fit(embeddings, ids).distances)
 
@@ -127,7 +143,7 @@ class KNNDistance:
 
         Args:
             embeddings: Finite floats of shape (batch, dim), one row per image.
-            ids: (batch,) integers; a reference row of the same id is left out.
+            ids: (batch,) integers; reference rows that are siblings by their ids are left out.
 
         Returns:
             Float32 of shape (batch,), on the device of ``embeddings``, without gradient. It does
@@ -151,14 +167,16 @@ class KNNDistance:
 
     def state_dict(self) -> State:
         """The settings and the reference."""
-        content: State = {**self._settings(), "bank": self.bank.state_dict()}
+        window = saved_window(self.id_window)
+        content: State = {**self._settings(), **window, "bank": self.bank.state_dict()}
         return sealed_state("KNNDistance", 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved reference; k, reduce and metric must be those it was saved with."""
-        keys = (*self._settings(), "bank")
-        content = open_state(state, kind="KNNDistance", version=1, keys=keys)
-        check_settings("KNNDistance", content, self._settings())
+        """Take over a saved reference; k, reduce, metric and id_window must be as it was saved."""
+        settings = {**self._settings(), "id_window": self.id_window}
+        keys = (*settings, "bank")
+        content = open_state(with_window(state), kind="KNNDistance", version=1, keys=keys)
+        check_settings("KNNDistance", content, settings)
         self.bank.load_state_dict(content["bank"])
 
     def _settings(self) -> State:

@@ -44,6 +44,9 @@ class NoiseGate:
     Scoring a batch searches the bank for the neighbours of its neighbours as well, about k + k^2
     searches for a row in place of one. ``fit`` needs one.
 
+    Siblings, for the gate, are rows of the same id, whatever ``id_window`` its scorer has: a row
+    that comes again some frames later does not stand alone.
+
     Args:
         scorer: A scorer with a bank and scores of at least 0, such as ``KNNDistance(k=20)``.
         most: The largest local outlier factor that passes, above 1.

@@ -5,7 +5,8 @@ It finds neighbours and leaves out a row's own. What their distances mean is the
 
 import math
 import numbers
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +15,18 @@ from raremix.detection.bank import ReferenceBank
 from raremix.errors import NotEnoughReferenceError, OptionError
 from raremix.inputs import ArrayLike, as_embeddings
 from raremix.neighbors import EngineName, Metric, NeighborIndex, Neighbors
+from raremix.neighbors.index import check_id_window, check_window_has_ids
 from raremix.options import check_choice, check_count, is_number
+from raremix.protocols import State
 
-__all__ = ["NeighborReference", "check_k", "count_of"]
+__all__ = [
+    "NeighborReference",
+    "check_k",
+    "count_of",
+    "saved_window",
+    "shown_window",
+    "with_window",
+]
 
 
 def check_k(owner: str, name: str, k: int | float) -> int | float:
@@ -37,6 +47,22 @@ def count_of(k: int | float, rows: int) -> int:
     return max(1, math.ceil(k * rows - 1e-9))
 
 
+def saved_window(id_window: int) -> State:
+    """What a state says of an id_window: nothing of 0, as before there was one."""
+    return {"id_window": id_window} if id_window else {}
+
+
+def with_window(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved state that says its id_window, also where that is 0."""
+    # What is no state at all is for open_state to refuse.
+    return {"id_window": 0, **state} if isinstance(state, Mapping) else state
+
+
+def shown_window(id_window: int) -> str:
+    """What the repr of a scorer says of an id_window."""
+    return f", id_window={id_window}" if id_window else ""
+
+
 class NeighborReference:
     """A reference bank and the way it is searched.
 
@@ -47,6 +73,8 @@ class NeighborReference:
         capacity: The most embeddings kept by ``update``.
         engine: Who searches, as for ``NeighborIndex``.
         max_memory: Bytes of working memory a search aims for.
+        id_window: Rows whose ids differ by at most so much are not compared, as for
+            ``NeighborIndex``.
     """
 
     def __init__(
@@ -58,6 +86,7 @@ class NeighborReference:
         capacity: int,
         engine: EngineName,
         max_memory: int,
+        id_window: int,
     ) -> None:
         check_choice(owner, "metric", metric, get_args(Metric))
         check_choice(owner, "engine", engine, get_args(EngineName))
@@ -71,6 +100,7 @@ class NeighborReference:
         self.metric: Metric = metric
         self.engine: EngineName = engine
         self.max_memory = check_count(owner, "max_memory", max_memory, least=2**20)
+        self.id_window = check_id_window(owner, id_window)
         self._index: NeighborIndex | None = None  # of the bank as it was at self._version
         self._version = -1
 
@@ -91,6 +121,7 @@ class NeighborReference:
                 f"{self.owner}.fit expects more than k={self.k} embeddings, got {len(rows)}; "
                 f"pass more, or build {self.owner} with a smaller k."
             )
+        check_window_has_ids(f"{self.owner}.fit", self.id_window, ids)
         # The search before the bank changes: all or nothing.
         index = self._index_of(rows, ids)
         found = index.leave_one_out(count_of(self.k, len(rows)))
@@ -103,7 +134,7 @@ class NeighborReference:
         return found
 
     def search(self, embeddings: ArrayLike, ids: Tensor | None) -> Neighbors:
-        """Return the neighbours of each row; with ids, none of its own id. Changes nothing."""
+        """Return the neighbours of each row; with ids, none of its siblings. Changes nothing."""
         rows = as_embeddings(embeddings, caller=f"{self.owner}.score", dim=self.bank.dim)
         k = self.count()
         if len(self.bank) < k:
@@ -116,7 +147,12 @@ class NeighborReference:
 
     def _index_of(self, rows: Tensor, ids: Tensor | None) -> NeighborIndex:
         return NeighborIndex(
-            rows, ids, metric=self.metric, engine=self.engine, max_memory=self.max_memory
+            rows,
+            ids,
+            id_window=self.id_window,
+            metric=self.metric,
+            engine=self.engine,
+            max_memory=self.max_memory,
         )
 
     def _prepared(self, device: torch.device) -> NeighborIndex:
@@ -134,4 +170,5 @@ class NeighborReference:
     def update(self, embeddings: ArrayLike, ids: Tensor | None) -> None:
         """Add rows; a known id replaces its rows."""
         rows = as_embeddings(embeddings, caller=f"{self.owner}.update", dim=self.bank.dim)
+        check_window_has_ids(f"{self.owner}.update", self.id_window, ids)
         self.bank.add(rows, ids)

@@ -117,7 +117,7 @@ class Scales:
 
         Args:
             rows: (n, dim) in the space of the rows.
-            ids: (n,) own ids, whose rows are left out; None to compare with all.
+            ids: (n,) own ids, whose siblings are left out; None to compare with all.
         """
         count = _at_most(self.index, self._count(), ids)
         return self._summed(self.index.search(rows, count, query_ids=ids), rows, ids)
@@ -171,10 +171,16 @@ class Scales:
 
 
 def _at_most(index: NeighborIndex, count: int, ids: Tensor | None) -> int:
-    """How many neighbours can be asked for, when a row's own and its siblings' are left out."""
+    """How many neighbours can be asked for, when siblings are left out, a row itself among them."""
     most = len(index)
     if ids is not None:
         most -= max(index.siblings, 1)
+    if most < 1 and index.id_window:
+        raise NotEnoughReferenceError(
+            "FusedDistance compares a row with rows whose ids differ from its own by more than "
+            f"id_window={index.id_window}, and a single such window holds all {len(index)} rows of "
+            "the reference; call fit or update with more, raise capacity or lower id_window."
+        )
     if most < 1:
         raise NotEnoughReferenceError(
             "FusedDistance compares a row with rows of other ids, and the reference has only rows "

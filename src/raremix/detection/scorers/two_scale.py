@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from raremix.detection.bank import ReferenceBank
-from raremix.detection.scorers.reference import NeighborReference, check_k
+from raremix.detection.scorers.reference import (
+    NeighborReference,
+    check_k,
+    saved_window,
+    shown_window,
+    with_window,
+)
 from raremix.errors import OptionError
 from raremix.inputs import ArrayLike
 from raremix.neighbors import EngineName, Metric
@@ -41,6 +47,8 @@ class TwoScaleDistance:
         capacity: The most embeddings kept by ``update``; ``fit`` keeps all it is given.
         engine: Who searches, as for ``NeighborIndex``; all give the same scores.
         max_memory: Bytes of working memory a search aims for.
+        id_window: Rows whose ids differ by at most so much are siblings and are not compared, such
+            as frames of a video some seconds apart, whose ids count milliseconds. It needs ids.
 
     Source:
         This project. As log r_k - 0.5 log(r_3 / median r_3), whose median only shifts all scores,
@@ -62,6 +70,7 @@ class TwoScaleDistance:
         capacity: int = 65_536,
         engine: EngineName = "auto",
         max_memory: int = 2**29,
+        id_window: int = 0,
     ) -> None:
         self.k = check_k("TwoScaleDistance", "k", k)
         self.near = check_count("TwoScaleDistance", "near", near, least=1)
@@ -77,18 +86,24 @@ class TwoScaleDistance:
             capacity=capacity,
             engine=engine,
             max_memory=max_memory,
+            id_window=id_window,
         )
 
     def __repr__(self) -> str:
         return (
             f"TwoScaleDistance(k={self.k}, near={self.near}, metric={self._reference.metric!r}, "
-            f"capacity={self.bank.capacity})"
+            f"capacity={self.bank.capacity}{shown_window(self.id_window)})"
         )
 
     @property
     def bank(self) -> ReferenceBank:
         """The embeddings that count as seen."""
         return self._reference.bank
+
+    @property
+    def id_window(self) -> int:
+        """By how much the ids of siblings differ at most."""
+        return self._reference.id_window
 
     @property
     def neighbors(self) -> int:
@@ -122,14 +137,16 @@ class TwoScaleDistance:
 
     def state_dict(self) -> State:
         """The settings and the reference."""
-        content: State = {**self._settings(), "bank": self.bank.state_dict()}
+        window = saved_window(self.id_window)
+        content: State = {**self._settings(), **window, "bank": self.bank.state_dict()}
         return sealed_state("TwoScaleDistance", 1, content)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved reference; k, near and metric must be those it was saved with."""
-        keys = (*self._settings(), "bank")
-        content = open_state(state, kind="TwoScaleDistance", version=1, keys=keys)
-        check_settings("TwoScaleDistance", content, self._settings())
+        """Take over a saved reference; k, near, metric and id_window must be as it was saved."""
+        settings = {**self._settings(), "id_window": self.id_window}
+        keys = (*settings, "bank")
+        content = open_state(with_window(state), kind="TwoScaleDistance", version=1, keys=keys)
+        check_settings("TwoScaleDistance", content, settings)
         self.bank.load_state_dict(content["bank"])
 
     def _settings(self) -> State:
