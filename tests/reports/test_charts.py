@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -99,6 +100,23 @@ def test_a_negative_bar_hangs_below_the_zero_line() -> None:
 def test_intervals_are_drawn_as_whiskers() -> None:
     chart = BarChart("t", ["a"], {"one": [0.5]}, intervals={"one": [(0.4, 0.6)]})
     assert draw_bars(chart, width=350).count('class="whisker"') == 1
+
+
+@pytest.mark.parametrize("width", [350, 900])
+def test_names_of_groups_never_run_into_each_other(width: int) -> None:
+    names = ["pole", "sign_symbol", "fence", "pedestrian", "bicyclist", "any rare"]
+    svg = draw_bars(BarChart("t", names, {"one": [0.1] * 6}), width=width)
+    placed = [
+        (float(text.attrib["x"]), float(text.attrib["y"]), 6.6 * len(text.text or ""))
+        for text in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+        if text.text in names
+    ]
+    assert len(placed) == 6
+    for line in {y for _, y, _ in placed}:
+        same = [(x, wide) for x, y, wide in placed if y == line]
+        for (x, wide), (other, beside) in pairwise(same):
+            assert other - x >= (wide + beside) / 2
+    assert len({y for _, y, _ in placed}) == (2 if width == 350 else 1)
 
 
 def test_a_gap_breaks_a_line_and_a_single_point_is_a_dot() -> None:

@@ -2,49 +2,15 @@
 
 import builtins
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Page, read_page
 
 from raremix.errors import EmbeddingShapeError, LabelError, MissingExtraError, OptionError
 from raremix.reports import BarChart, LineChart, Section, Table, write_report
-
-
-class _Page(HTMLParser):
-    """Checks that tags nest, and collects text, tags and the addresses of everything fetched."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in {"meta", "img", "br", "line", "rect", "circle", "polyline"}:
-            self.stack.append(tag)
-        self.addresses += [v or "" for k, v in attrs if k in {"src", "href", "srcset", "action"}]
-        assert not [k for k, _ in attrs if k.startswith("on")]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.stack or self.stack[-1] != "style":
-            self.text += data
-
-
-def _page(path: Path) -> _Page:
-    return _Page(path.read_text(encoding="utf-8"))
 
 
 def _scores(n: int = 200) -> np.ndarray[Any, Any]:
@@ -68,7 +34,7 @@ def test_the_rarest_come_first_with_rank_score_and_percentile(tmp_path: Path) ->
     assert len(cards) == 12
     order = np.argsort(-scores)
     for rank, card in enumerate(cards):
-        text = _Page(card.replace("</span><", "</span> <")).text.split()
+        text = Page(card.replace("</span><", "</span> <")).text.split()
         assert text[0] == str(rank + 1)
         assert str(order[rank]) in text
         assert f"{scores[order[rank]]:g}" in text
@@ -78,7 +44,7 @@ def test_the_rarest_come_first_with_rank_score_and_percentile(tmp_path: Path) ->
 
 def test_the_headline_counts_what_was_scored_and_flagged(tmp_path: Path) -> None:
     scores = np.r_[_scores(), np.nan]
-    text = _page(write_report(tmp_path / "r.html", scores=scores, threshold=189.0)).text
+    text = read_page(write_report(tmp_path / "r.html", scores=scores, threshold=189.0)).text
     assert re.search(r"samples scored\s*200\s*1 left out", text)
     assert re.search(r"called rare\s*10\s*5 % of them", text)
     assert re.search(r"threshold\s*189", text)
@@ -86,7 +52,7 @@ def test_the_headline_counts_what_was_scored_and_flagged(tmp_path: Path) -> None
 
 def test_everything_is_inside_the_file(tmp_path: Path) -> None:
     path = write_report(tmp_path / "r.html", scores=_scores(), threshold=9.0, images=_images())
-    page = _page(path)
+    page = read_page(path)
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -113,7 +79,7 @@ def test_nothing_a_caller_passes_becomes_markup(tmp_path: Path) -> None:
         command=evil,
         facts={evil: evil},
     )
-    page = _page(path)
+    page = read_page(path)
     assert "script" not in page.tags
     assert page.text.count(evil) > 20
 
@@ -155,9 +121,9 @@ def test_common_samples_are_the_lowest_and_never_rare_ones_too(tmp_path: Path) -
 def test_duplicates_are_shown_in_pairs(tmp_path: Path) -> None:
     options: dict[str, Any] = {"threshold": 3.0, "duplicates": [(1, 2, 0.125)]}
     path = write_report(tmp_path / "r.html", scores=np.arange(9.0), images=_images(9), **options)
-    assert "distance 0.125" in _page(path).text
+    assert "distance 0.125" in read_page(path).text
     path = write_report(tmp_path / "r.html", scores=np.arange(9.0), **options)
-    assert re.search(r"Near duplicates.*distance\s*1\s*2\s*0.125", _page(path).text, re.S)
+    assert re.search(r"Near duplicates.*distance\s*1\s*2\s*0.125", read_page(path).text, re.S)
 
 
 def test_without_images_samples_are_rows_with_rank_score_and_neighbours(tmp_path: Path) -> None:
@@ -170,7 +136,7 @@ def test_without_images_samples_are_rows_with_rank_score_and_neighbours(tmp_path
         top=2,
         common=1,
     )
-    page = _page(path)
+    page = read_page(path)
     assert _cards(path) == []
     assert "no picture" not in page.text
     assert re.search(
@@ -203,7 +169,7 @@ def test_rows_without_a_score_or_a_picture_are_listed_with_the_reason(tmp_path: 
         names=[f"photo{n}.png" for n in range(5)],
         left_out=[("2 images", "could not be decoded")],
     )
-    text = _page(path).text.partition("Left out")[2]
+    text = read_page(path).text.partition("Left out")[2]
     assert re.search(r"photo4.png\s*no score: the embedding holds NaN or infinity", text)
     assert "the picture of photo3.png" in text
     assert "could not be decoded" in text
@@ -220,14 +186,14 @@ def test_sections_hold_tables_and_charts(tmp_path: Path) -> None:
         ],
     )
     path = write_report(tmp_path / "r.html", scores=_scores(), threshold=9.0, sections=[section])
-    page = _page(path)
+    page = read_page(path)
     # Every chart is there twice, for wide and for narrow screens.
     assert page.tags.count("svg") == 2 * 3
     for words in ("Does it help", "runs", "replay", "per epoch", "0.25", "–"):  # noqa: RUF001
         assert words in page.text
 
 
-def test_the_same_numbers_make_the_same_page(tmp_path: Path) -> None:
+def test_the_same_numbers_make_the_sameread_page(tmp_path: Path) -> None:
     first, second = (
         write_report(tmp_path / name, scores=_scores(), threshold=9.0, images=_images())
         for name in ("a.html", "b.html")

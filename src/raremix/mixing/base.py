@@ -66,6 +66,9 @@ class BaseBatches(Protocol):
     def known_ids(self) -> int | None:
         """Ids lie in [0, this number); None if that is not known."""
 
+    def keys_below(self) -> int | None:
+        """Keys of a buffer that lie in [0, this number) can be drawn; None if that is not known."""
+
 
 class SizedBatches:
     """All ids of a dataset in order or shuffled, split over the ranks.
@@ -103,6 +106,11 @@ class SizedBatches:
     def known_ids(self) -> int | None:
         """See ``BaseBatches``."""
         return len(self._source)
+
+    def keys_below(self) -> int | None:
+        """See ``BaseBatches``."""
+        # A dataset may give more than its ids, as FrameViews does: also regions of its frames.
+        return int(getattr(self._source, "keys_below", len(self._source)))
 
     @property
     def known_batch_size(self) -> int | None:
@@ -182,6 +190,10 @@ class SampledBatches:
         return False
 
     def known_ids(self) -> int | None:
+        """See ``BaseBatches``."""
+        return None
+
+    def keys_below(self) -> int | None:
         """See ``BaseBatches``."""
         return None
 

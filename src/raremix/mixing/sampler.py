@@ -375,7 +375,7 @@ class BufferedMixSampler(DistributedSampler[int]):
         seed = derive_seed(self.seed, self.rank, draw)
         taken = set(fresh)
         drawn = self.buffer.draw_ahead(
-            draw, wanted, taken=taken, below=self._base.known_ids(), seed=seed
+            draw, wanted, taken=taken, below=self._base.keys_below(), seed=seed
         )
         count = len(drawn.keys)
         fillers: list[int] = []

@@ -7,19 +7,33 @@ is merely scaled down cannot be read on a phone.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raremix.errors import OptionError
+from raremix.reports.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Scale,
+    draw_grid,
+    draw_horizontal,
+    draw_text,
+    draw_vertical,
+    draw_x_axis,
+    nice_ticks,
+    svg_of,
+    tick_text,
+)
 
 __all__ = ["BarChart", "LineChart", "draw_bars", "draw_histogram", "draw_lines"]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 40
 _BINS = 56
 _SERIES = 5  # colours the page defines
+_LETTER = 6.6  # pixels, of a usual font at 12 pixels
 
 
 @dataclass(frozen=True)
@@ -131,22 +145,22 @@ def draw_histogram(
     total = counts.sum(axis=0)
     filled = total[total > 0]
     logarithmic = bool(filled.max() > 60 * filled.min())
-    x = _Scale(origin + first * step, origin + last * step, _LEFT, width - _RIGHT)
-    top_of_bars = _TOP + 18  # The names of the marks stand above the bars.
+    x = Scale(origin + first * step, origin + last * step, LEFT, width - RIGHT)
+    top_of_bars = TOP + 18  # The names of the marks stand above the bars.
     ticks: list[float]
     if logarithmic:
         decades = math.floor(math.log10(filled.max())) + 1
-        y = _Scale(math.log10(0.7), math.log10(filled.max()), height - _BOTTOM, top_of_bars)
+        y = Scale(math.log10(0.7), math.log10(filled.max()), height - BOTTOM, top_of_bars)
         ticks = [10.0**d for d in range(decades)]
     else:
-        y = _Scale(0.0, filled.max(), height - _BOTTOM, top_of_bars)
-        ticks = _nice_ticks(0.0, float(filled.max()), 4)
+        y = Scale(0.0, filled.max(), height - BOTTOM, top_of_bars)
+        ticks = nice_ticks(0.0, float(filled.max()), 4)
 
     def level(count: float) -> float:
         return y(math.log10(count)) if logarithmic else y(count)
 
-    base = height - _BOTTOM
-    parts = [_grid(tick_at=[(level(t), f"{t:,.0f}") for t in ticks], width=width)]
+    base = height - BOTTOM
+    parts = [draw_grid(tick_at=[(level(t), f"{t:,.0f}") for t in ticks], width=width)]
     for kind, row in zip(("common", "rare"), counts, strict=True):
         for place, count in enumerate(row.tolist()):
             if count:
@@ -157,37 +171,37 @@ def draw_histogram(
                     f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" '
                     f'width="{max(right - left - 0.8, 0.6):.1f}" height="{base - top:.1f}"/>'
                 )
-    parts.append(_x_axis(x, _nice_ticks(x.low, x.high, 8 if width > 500 else 4), base, width))
+    parts.append(draw_x_axis(x, nice_ticks(x.low, x.high, 8 if width > 500 else 4), base, width))
     if width > 500:
         x_label, y_label = (
             "score, larger is rarer",
             "samples, log scale" if logarithmic else "samples",
         )
-        parts.append(_text(0, 12, y_label, "start", "quiet"))
+        parts.append(draw_text(0, 12, y_label, "start", "quiet"))
     else:  # The name of the threshold needs the room.
         x_label = "score (counts: log scale)" if logarithmic else "score"
-    parts.append(_text(width - _RIGHT, height - 6, x_label, "end", "quiet"))
+    parts.append(draw_text(width - RIGHT, height - 6, x_label, "end", "quiet"))
     beyond = int((scores > high).sum())
     if beyond:
         label = f"last bar: {beyond:,} beyond, up to {scores.max():.4g}"
-        parts.append(_text(0, height - 6, label, "start", "quiet"))
+        parts.append(draw_text(0, height - 6, label, "start", "quiet"))
     edge = x(threshold) if math.isfinite(threshold) else None
     taken = [] if edge is None else [edge]
     for name, score in (marks or {}).items():
         place_x = x(score) if x.low <= score <= x.high else None
         if place_x is not None and all(abs(place_x - other) > 44 for other in taken):
             taken.append(place_x)
-            parts.append(_vertical(place_x, _TOP + 2, base, "mark"))
-            parts.append(_text(place_x + 4, _TOP + 11, name, "start", "quiet"))
+            parts.append(draw_vertical(place_x, TOP + 2, base, "mark"))
+            parts.append(draw_text(place_x + 4, TOP + 11, name, "start", "quiet"))
     if edge is not None:
-        parts.append(_vertical(edge, _TOP - 8, base, "cut"))
+        parts.append(draw_vertical(edge, TOP - 8, base, "cut"))
         share = is_rare.mean()
         label = f"threshold {threshold:.4g}" + (f", {_percent(share)} above" if width > 500 else "")
         fits_right = edge < width * 0.55
         parts.append(
-            _text(edge + (5 if fits_right else -5), 12, label, "start" if fits_right else "end")
+            draw_text(edge + (5 if fits_right else -5), 12, label, "start" if fits_right else "end")
         )
-    return _svg(width, height, "Histogram of the scores", parts)
+    return svg_of(width, height, "Histogram of the scores", parts)
 
 
 def draw_bars(chart: BarChart, *, width: int) -> str:
@@ -196,14 +210,16 @@ def draw_bars(chart: BarChart, *, width: int) -> str:
     values = [v for row in chart.series.values() for v in row if math.isfinite(v)]
     values += [v for pairs in chart.intervals.values() for pair in pairs for v in pair]
     low, high = min([0.0, *values]), max([0.0, *values])
-    y = _Scale(low, high * 1.1 if high > 0 else 1.0, height - _BOTTOM, _TOP)
-    ticks = _nice_ticks(y.low, y.high, 5)
-    parts = [_grid([(y(t), _tick_text(t, ticks, chart.percent)) for t in ticks], width)]
-    slot = (width - _LEFT - _RIGHT) / max(len(chart.groups), 1)
+    y = Scale(low, high * 1.1 if high > 0 else 1.0, height - BOTTOM, TOP)
+    ticks = nice_ticks(y.low, y.high, 5)
+    parts = [draw_grid([(y(t), tick_text(t, ticks, chart.percent)) for t in ticks], width)]
+    slot = (width - LEFT - RIGHT) / max(len(chart.groups), 1)
     bar = min(slot * 0.76 / max(len(chart.series), 1), 64)
+    # Names that would run into each other stand on two lines in turn.
+    is_staggered = max((len(group) for group in chart.groups), default=0) * _LETTER > slot
     labelled = bar >= (30 if chart.percent else 34)
     for index, group in enumerate(chart.groups):
-        middle = _LEFT + slot * (index + 0.5)
+        middle = LEFT + slot * (index + 0.5)
         for number, (name, row) in enumerate(chart.series.items()):
             value = row[index]
             if not math.isfinite(value):
@@ -216,17 +232,18 @@ def draw_bars(chart: BarChart, *, width: int) -> str:
             )
             if name in chart.intervals:
                 ends = chart.intervals[name][index]
-                parts.append(_vertical(left + bar / 2, y(ends[1]), y(ends[0]), "whisker"))
+                parts.append(draw_vertical(left + bar / 2, y(ends[1]), y(ends[0]), "whisker"))
                 top = min(top, y(ends[1]))
             if labelled:
                 text = _percent(value) if chart.percent else f"{value:.3g}"
                 if chart.percent and bar < 48:  # the axis says that these are percentages
                     text = f"{100 * value:.0f}"
-                parts.append(_text(left + bar / 2, top - 5, text, "middle"))
-        parts.append(_text(middle, height - _BOTTOM + 17, group, "middle"))
-    parts.append(_horizontal(y(0), width))
-    parts.append(_text(0, 12, chart.y_label, "start", "quiet"))
-    return _svg(width, height, chart.title, parts)
+                parts.append(draw_text(left + bar / 2, top - 5, text, "middle"))
+        low = 14 if is_staggered and index % 2 else 0
+        parts.append(draw_text(middle, height - BOTTOM + 17 + low, group, "middle"))
+    parts.append(draw_horizontal(y(0), width))
+    parts.append(draw_text(0, 12, chart.y_label, "start", "quiet"))
+    return svg_of(width, height, chart.title, parts)
 
 
 def draw_lines(chart: LineChart, *, width: int) -> str:
@@ -234,15 +251,15 @@ def draw_lines(chart: LineChart, *, width: int) -> str:
     height = 280 if width > 500 else 220
     values = [v for row in chart.series.values() for v in row if math.isfinite(v)]
     high = max([0.0, *values])
-    y = _Scale(min([0.0, *values]), high * 1.1 if high > 0 else 1.0, height - _BOTTOM, _TOP)
-    ticks = _nice_ticks(y.low, y.high, 5)
-    parts = [_grid([(y(t), _tick_text(t, ticks, chart.percent)) for t in ticks], width)]
+    y = Scale(min([0.0, *values]), high * 1.1 if high > 0 else 1.0, height - BOTTOM, TOP)
+    ticks = nice_ticks(y.low, y.high, 5)
+    parts = [draw_grid([(y(t), tick_text(t, ticks, chart.percent)) for t in ticks], width)]
     start, end = (min(chart.x), max(chart.x)) if len(chart.x) else (0.0, 1.0)
-    x = _Scale(start, end if end > start else start + 1, _LEFT, width - _RIGHT - 4)
-    base = height - _BOTTOM
+    x = Scale(start, end if end > start else start + 1, LEFT, width - RIGHT - 4)
+    base = height - BOTTOM
     whole = all(float(at).is_integer() for at in chart.x)
     about = 8 if width > 500 else 4
-    parts.append(_x_axis(x, _nice_ticks(x.low, x.high, about, whole=whole), base, width))
+    parts.append(draw_x_axis(x, nice_ticks(x.low, x.high, about, whole=whole), base, width))
     for number, row in enumerate(chart.series.values()):
         piece: list[str] = []
         for at, value in [*zip(chart.x, row, strict=True), (0.0, math.nan)]:
@@ -256,21 +273,9 @@ def draw_lines(chart: LineChart, *, width: int) -> str:
             elif piece:
                 parts.append(f'<polyline class="line {style}" points="{" ".join(piece)}"/>')
             piece = []
-    parts.append(_text(0, 12, chart.y_label, "start", "quiet"))
-    parts.append(_text(width - _RIGHT, height - 6, chart.x_label, "end", "quiet"))
-    return _svg(width, height, chart.title, parts)
-
-
-class _Scale:
-    """Carries numbers to pixels, linearly."""
-
-    def __init__(self, low: float, high: float, start: float, stop: float) -> None:
-        self.low, self.high = float(low), float(high)
-        self._start, self._stop = start, stop
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self._start + share * (self._stop - self._start)
+    parts.append(draw_text(0, 12, chart.y_label, "start", "quiet"))
+    parts.append(draw_text(width - RIGHT, height - 6, chart.x_label, "end", "quiet"))
+    return svg_of(width, height, chart.title, parts)
 
 
 def _check(chart: Any, length: int, over: str) -> None:
@@ -286,69 +291,6 @@ def _check(chart: Any, length: int, over: str) -> None:
         )
 
 
-def _nice_ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten between low and high."""
-    if not high > low:
-        return [low]
-    rough = max((high - low) / about, 1.0 if whole else 0.0)
-    power = 10.0 ** math.floor(math.log10(rough))
-    factors = (1.0, 2.0, 5.0, 10.0) if whole else (1.0, 2.0, 2.5, 5.0, 10.0)
-    step = next(f * power for f in factors if f * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [step * n for n in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _tick_text(value: float, ticks: Sequence[float], percent: bool) -> str:
-    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value)
-    scale = 100 if percent else 1
-    digits = max(0, -math.floor(math.log10(step * scale) + 1e-9)) if step > 0 else 0
-    if digits and abs(step * scale * 10**digits - round(step * scale * 10**digits)) > 1e-6:
-        digits += 1  # a step of 0.25 needs two places
-    elif not digits and abs(step * scale - round(step * scale)) > 1e-6:
-        digits = 1
-    # Adding zero turns minus zero into zero.
-    text = f"{round(value * scale, digits) + 0.0:,.{digits}f}"
-    return f"{text} %" if percent else text
-
-
 def _percent(share: float) -> str:
     percent = 100 * share
     return f"{percent:.3g} %" if abs(percent) < 99.95 else f"{percent:.0f} %"
-
-
-def _grid(tick_at: Sequence[tuple[float, str]], width: int) -> str:
-    lines = [
-        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        + _text(_LEFT - 6, at + 4, text, "end", "quiet")
-        for at, text in tick_at
-    ]
-    return "".join(lines)
-
-
-def _x_axis(x: _Scale, ticks: Sequence[float], base: float, width: int) -> str:
-    parts = [_horizontal(base, width)]
-    for tick in ticks:
-        # The first and last would stick out to the sides.
-        anchor = "end" if x(tick) > width - 24 else "middle"
-        parts.append(_text(x(tick), base + 16, _tick_text(tick, ticks, False), anchor, "quiet"))
-    return "".join(parts)
-
-
-def _horizontal(at: float, width: int) -> str:
-    return f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-
-
-def _vertical(at: float, top: float, foot: float, style: str) -> str:
-    return f'<line class="{style}" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{foot:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
-    kind = f' class="{style}"' if style else ""
-    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )

@@ -18,7 +18,7 @@ from raremix.errors import ImageInputError, MissingExtraError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageSource", "Picture", "Thumbnails"]
+__all__ = ["ImageSource", "Picture", "Thumbnails", "encode_picture"]
 
 ImageSource: TypeAlias = Callable[[int], Any] | Sequence[str | Path] | np.ndarray[Any, Any]
 """A function of the row that returns a PIL image or uint8 array; one path per row; or one uint8
@@ -91,19 +91,7 @@ class Thumbnails:
         except Exception as error:  # Files and functions of others fail in every way there is.
             self.failed[row] = str(error).strip() or type(error).__name__
             return None
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        crisp = max(image.size) <= _CRISP_BELOW
-        if not crisp:
-            image.thumbnail((size, size))
-        buffer = io.BytesIO()
-        if crisp:
-            image.save(buffer, "PNG", optimize=True)
-        else:
-            image.save(buffer, "JPEG", quality=quality, optimize=True)
-        kind = "png" if crisp else "jpeg"
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return Picture(f"data:image/{kind};base64,{data}", *image.size, crisp)
+        return encode_picture(image, size=size, quality=quality)
 
     def _load(self, row: int) -> "Image.Image":
         from PIL import Image
@@ -127,3 +115,23 @@ class Thumbnails:
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise ImageInputError(f"it is {array.dtype} of shape {array.shape}, not an image")
         return Image.fromarray(np.ascontiguousarray(array))
+
+
+def encode_picture(image: "Image.Image", *, size: int, quality: int) -> Picture:
+    """Shrink an image so that no side is longer than ``size``, and encode it.
+
+    The image may be changed; pass a copy of one that is still needed.
+    """
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    crisp = max(image.size) <= _CRISP_BELOW
+    if not crisp:
+        image.thumbnail((size, size))
+    buffer = io.BytesIO()
+    if crisp:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+    kind = "png" if crisp else "jpeg"
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(f"data:image/{kind};base64,{data}", *image.size, crisp)

@@ -4,68 +4,34 @@ The numbers come in; it sorts them, counts them and lays them out. The page carr
 and charts inside it, runs no script and asks the network for nothing.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from raremix.data.kinds import PathLike
 from raremix.data.writing import target_path
-from raremix.errors import EmbeddingShapeError, LabelError, MissingExtraError, OptionError
+from raremix.errors import EmbeddingShapeError, LabelError, OptionError
 from raremix.evaluation import ClassRow, class_table
-from raremix.reports.charts import BarChart, LineChart, draw_bars, draw_histogram, draw_lines
+from raremix.reports.charts import draw_histogram
 from raremix.reports.files import write_text
+from raremix.reports.layout import (
+    NARROW,
+    WIDE,
+    Section,
+    Table,
+    fill_template,
+    laid_out,
+    laid_out_sections,
+    percent,
+    require_extra,
+)
 from raremix.reports.pictures import ImageSource, Picture, Thumbnails
 from raremix.reports.summary import score_quantiles
 
-__all__ = ["Section", "Table", "require_extra", "write_report"]
-
-Cell: TypeAlias = str | int | float | None
-
-_WIDE, _NARROW = 900, 350  # pixels; the page shows one of the two
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headers. Numbers are aligned right; None and NaN are shown as a dash.
-
-    Attributes:
-        headers: One per column.
-        rows: As many cells each as there are headers.
-        title: Above the table.
-        note: A sentence below it.
-    """
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    title: str = ""
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.headers):
-                raise OptionError(
-                    f"Table {self.title!r} expects {len(self.headers)} cells in each row, one for "
-                    f"each header, got {len(row)}."
-                )
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page between the histogram and the pictures.
-
-    Attributes:
-        title: Its heading.
-        items: Tables and charts, in order.
-        text: A paragraph above them.
-    """
-
-    title: str
-    items: Sequence[Table | BarChart | LineChart] = ()
-    text: str = ""
+__all__ = ["write_report"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +105,6 @@ def write_report(
     """
     target_path(path, caller="write_report")
     require_extra()
-    import jinja2
 
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).any():
@@ -164,46 +129,28 @@ def write_report(
         classes = class_table(
             values, np.asarray(labels), threshold=threshold, names=label_names or {}
         )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raremix.reports", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rarest = [rows.card(row, rank, neighbours or {}) for rank, row in enumerate(order[:top], 1)]
     # No sample is shown as rare and as common.
     usual = [rows.small(row) for row in order[top:][::-1][:common]]
     twins = [(rows.small(a), rows.small(b), f"{distance:.4g}") for a, b, distance in duplicates]
-    page = environment.get_template("report.html.j2").render(
+    page = fill_template(
+        "report.html.j2",
         title=title,
         notes=list(notes),
         headline=rows.headline(),
         histogram=_draw_histogram(values, threshold),
-        sections=[(section, [_item(item) for item in section.items]) for section in sections],
+        sections=laid_out_sections(sections),
         rarest=rarest,
         common=usual,
         twins=twins,
         pictured=images is not None,
-        classes=_item(_class_table(classes)) if classes else None,
+        classes=laid_out(_class_table(classes)) if classes else None,
         left_out=[*left_out, *rows.left_out()],
         command=command,
         facts={name: str(value) for name, value in (facts or {}).items()},
     )
     write_text(path, page)
     return Path(path)
-
-
-def require_extra() -> None:
-    """Check that a page can be written, before the work that would come before it.
-
-    Raises:
-        MissingExtraError: If jinja2 is not installed.
-    """
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError('A report needs jinja2: pip install "raremix[report]".') from error
 
 
 class _Rows:
@@ -244,7 +191,7 @@ class _Rows:
             self.large,
             rank=rank,
             figure=f"{self.values[row]:.4g}",
-            detail=f"rarer than {_percent(below / self.scored)}",
+            detail=f"rarer than {percent(below / self.scored)}",
             neighbours=beside,
         )
 
@@ -258,7 +205,7 @@ class _Rows:
         left = len(self.values) - self.scored
         return [
             ("samples scored", f"{self.scored:,}", f"{left:,} left out" if left else ""),
-            ("called rare", f"{flagged:,}", f"{_percent(flagged / self.scored)} of them"),
+            ("called rare", f"{flagged:,}", f"{percent(flagged / self.scored)} of them"),
             ("threshold", f"{self.threshold:.4g}", "scores above it are rare"),
             ("median score", f"{at['p50']:.4g}", f"p99 {at['p99']:.4g}, p99.9 {at['p99.9']:.4g}"),
         ]
@@ -306,30 +253,7 @@ def _draw_histogram(values: Any, threshold: float) -> list[str]:
     known = values[~np.isnan(values)]
     at = score_quantiles(known)
     marks = {"median": at["p50"], "p99": at["p99"]}
-    return [
-        draw_histogram(known, threshold, width=width, marks=marks) for width in (_WIDE, _NARROW)
-    ]
-
-
-def _item(item: Table | BarChart | LineChart) -> dict[str, Any]:
-    if isinstance(item, Table):
-        numeric = [
-            all(not isinstance(c := row[column], str) or c.endswith(" %") for row in item.rows)
-            for column in range(len(item.headers))
-        ]
-        return {
-            "kind": "table",
-            "item": item,
-            "headers": list(zip(item.headers, numeric, strict=True)),
-            "rows": [
-                [(_cell(cell), n) for cell, n in zip(r, numeric, strict=True)] for r in item.rows
-            ],
-        }
-    if isinstance(item, BarChart):
-        drawn = [draw_bars(item, width=width) for width in (_WIDE, _NARROW)]
-    else:
-        drawn = [draw_lines(item, width=width) for width in (_WIDE, _NARROW)]
-    return {"kind": "chart", "item": item, "drawn": drawn, "legend": list(item.series)}
+    return [draw_histogram(known, threshold, width=width, marks=marks) for width in (WIDE, NARROW)]
 
 
 def _class_table(classes: Sequence[ClassRow]) -> Table:
@@ -339,27 +263,12 @@ def _class_table(classes: Sequence[ClassRow]) -> Table:
             [
                 row.name,
                 row.count,
-                _percent(row.share),
+                percent(row.share),
                 row.flagged,
-                _percent(row.flagged_share),
+                percent(row.flagged_share),
                 round(row.lift, 2),
             ]
             for row in classes
         ],
         note="Lift is how much more often a label is called rare than samples are on average.",
     )
-
-
-def _cell(value: Cell) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"  # noqa: RUF001
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.4g}"
-
-
-def _percent(share: float) -> str:
-    if share < 0.99:
-        return f"{100 * share:.3g} %"
-    # Rounded up, the rarest of a million would be rarer than everything.
-    return f"{math.floor(share * 1e5) / 1e3:.3f} %" if share < 1 else "100 %"
