@@ -132,9 +132,7 @@ def test_near_duplicates_of_a_counted_frame_are_no_other_frame() -> None:
 @pytest.mark.parametrize("still", [_LOOKED_AT - 1, _LOOKED_AT, 10 * _LOOKED_AT])
 def test_the_one_other_moment_is_found_behind_many_near_duplicates(still: int) -> None:
     generator = generator_of(3)
-    rows = torch.cat(
-        [0.01 * torch.randn(still, 4, generator=generator), torch.full((1, 4), 5.0)]
-    )
+    rows = torch.cat([0.01 * torch.randn(still, 4, generator=generator), torch.full((1, 4), 5.0)])
     moments = torch.cat([torch.arange(still), torch.tensor([10_000])])
     bank = RegionBank(1000, id_window=1000)
     bank.add(rows, moments)
@@ -164,7 +162,7 @@ def test_an_empty_bank_and_one_of_ones_own_moment_say_what_is_missing() -> None:
     with pytest.raises(NotEnoughReferenceError, match="has seen no region yet; call add first"):
         bank.distances(torch.zeros(1, 2), torch.tensor([0]))
     bank.add(torch.zeros(3, 2), torch.tensor([7, 7, 9]))
-    with pytest.raises(NotEnoughReferenceError, match="other moments than 5, .* id_window=4"):
+    with pytest.raises(NotEnoughReferenceError, match=r"other moments than 5, .* id_window=4"):
         bank.distances(torch.zeros(2, 2), torch.tensor([20, 5]))
 
 
@@ -327,7 +325,9 @@ def test_merged_rows_name_as_many_frames_as_they_stand_for() -> None:
     objects = 100 * torch.eye(16)
     bank = RegionBank(16)
     for moment in range(50):
-        bank.add(objects + 0.1 * torch.randn(16, 16, generator=generator), torch.full((16,), moment))
+        bank.add(
+            objects + 0.1 * torch.randn(16, 16, generator=generator), torch.full((16,), moment)
+        )
     asked = objects[:1] * 1.02
     nearest = torch.cdist(asked, bank.rows).amin()
     for frames in (1, 2, 50, 51):  # The 51st is none: other rows stand for the same frames.
@@ -437,9 +437,7 @@ def test_an_empty_bank_is_saved_and_loaded() -> None:
     bank, loaded = RegionBank(16), RegionBank(16)
     loaded.load_state_dict(through_a_file(bank.state_dict()))
     loaded.add(torch.zeros(2, 3), torch.tensor([0, 1]))
-    assert loaded.distances(torch.ones(1, 3), torch.tensor([0])).tolist() == [
-        pytest.approx(3**0.5)
-    ]
+    assert loaded.distances(torch.ones(1, 3), torch.tensor([0])).tolist() == [pytest.approx(3**0.5)]
 
 
 def test_a_state_of_other_settings_is_refused_by_name() -> None:
@@ -516,9 +514,7 @@ def test_a_ledger_without_near_rows_says_so_and_goes_on_when_told() -> None:
     assert ledger.lonely().tolist() == list(range(6))
     assert not ledger.merge(4)
     everyone = np.arange(6)
-    ledger.tell_near(
-        everyone[1:2], np.array([[1.0, np.inf]]), np.array([[2, 0]])
-    )
+    ledger.tell_near(everyone[1:2], np.array([[1.0, np.inf]]), np.array([[2, 0]]))
     assert ledger.lonely().tolist() == [0, 2, 3, 4, 5]
     assert not ledger.merge(4)
     assert ledger.there().tolist() == [0, 1, 3, 4, 5]

@@ -104,7 +104,7 @@ class FrameDetection:
         if not bool(self.is_object_rare[frame]) or not len(rows):
             return rows[:0]
         scores = self.region_scores[rows].nan_to_num(nan=-math.inf)
-        kept = scores >= min(self.object_threshold, float(scores.max()))
+        kept = (scores > self.object_threshold) | (scores == scores.max())
         rows, scores = rows[kept], scores[kept]
         return rows[strongest_boxes(self.regions.boxes[rows], scores, most=most, overlap=overlap)]
 
@@ -119,6 +119,7 @@ class FrameDetection:
             Float32 of shape (height / cell, width / cell), rounded up: the mean score of the regions
             that cover a cell, every scale with the same say; NaN where none does.
         """
+        cell = check_count("heat", "cell", cell, least=1)
         rows = self.rows_of(frame)
         height, width = self.regions.sizes[frame].tolist()
         shape = (-(-height // cell), -(-width // cell))
@@ -126,7 +127,7 @@ class FrameDetection:
         scores = self.region_scores[rows]
         for scale in torch.unique(self.regions.scale[rows]).tolist():
             own = rows[(self.regions.scale[rows] == scale) & torch.isfinite(scores)]
-            total, count = torch.zeros(shape), torch.zeros(shape)
+            total, count = (torch.zeros(shape, device="cpu") for _ in range(2))
             for (left, top, right, bottom), score in zip(
                 self.regions.boxes[own].tolist(), self.region_scores[own].tolist(), strict=True
             ):
@@ -137,7 +138,9 @@ class FrameDetection:
                 total[part] += score
                 count[part] += 1
             layers.append(total / count)  # 0 / 0 is NaN, as it should be.
-        return torch.stack(layers).nanmean(dim=0) if layers else torch.full(shape, torch.nan)
+        if not layers:
+            return torch.full(shape, torch.nan, device="cpu")
+        return torch.stack(layers).nanmean(dim=0)
 
 
 class RegionDetector:
@@ -330,10 +333,7 @@ class RegionDetector:
         caller = "RegionDetector.observe"
         own = self._moments(regions, moments, caller)
         good = self._good(regions, caller)
-        try:
-            distances = self._distances(regions, own, good, caller)
-        except NotEnoughReferenceError:
-            distances = torch.full((len(regions),), torch.nan, dtype=torch.float64)
+        distances = self._distances(regions, own, good, caller, must_know=False)
         region_scores = self._scored(regions, distances)
         object_scores = self._object_scores(regions, region_scores)
         known = object_scores[torch.isfinite(object_scores)]
@@ -375,7 +375,7 @@ class RegionDetector:
 
     def _good(self, regions: Regions, caller: str) -> Tensor:
         """(n,) bool on the CPU: which regions can be scored."""
-        good = finite_rows(regions.embeddings).cpu() if len(regions) else torch.zeros(0).bool()
+        good = finite_rows(regions.embeddings).cpu()
         bad = int((~good).sum())
         if bad:
             warnings.warn(
@@ -387,9 +387,10 @@ class RegionDetector:
         return good
 
     def _of_scale(self, regions: Regions, good: Tensor) -> dict[int, Tensor]:
+        """The rows that can be scored, of each scale that has any."""
         return {
             scale: ((regions.scale == scale) & good).nonzero().flatten()
-            for scale in torch.unique(regions.scale).tolist()
+            for scale in torch.unique(regions.scale[good]).tolist()
         }
 
     def _learn(self, regions: Regions, moments: Tensor, good: Tensor) -> None:
@@ -408,22 +409,34 @@ class RegionDetector:
                 )
         self._frames += len(moments)
 
-    def _distances(self, regions: Regions, moments: Tensor, good: Tensor, caller: str) -> Tensor:
+    def _distances(
+        self,
+        regions: Regions,
+        moments: Tensor,
+        good: Tensor,
+        caller: str,
+        *,
+        must_know: bool = True,
+    ) -> Tensor:
         """(n,) float64 distances, NaN where there is none."""
-        distances = torch.full((len(regions),), torch.nan, dtype=torch.float64)
+        distances = torch.full((len(regions),), torch.nan, dtype=torch.float64, device="cpu")
         of = moments[regions.frame]
         frames = count_of(self.rare_frames, self._frames)
         for scale, rows in self._of_scale(regions, good).items():
-            if not len(rows):
-                continue
-            if scale not in self.banks:
+            if scale not in self.banks and must_know:
                 raise NotEnoughReferenceError(
                     f"{caller} has seen no region of scale {scale}; fit or observe such regions first, "
                     "made by the same encoder."
                 )
-            here = rows.to(regions.embeddings.device)
-            found = self.banks[scale].distances(regions.embeddings[here], of[rows], frames=frames)
-            distances[rows] = found.double().cpu()
+            if scale in self.banks:
+                asked = regions.embeddings[rows.to(regions.embeddings.device)]
+                try:
+                    found = self.banks[scale].distances(asked, of[rows], frames=frames)
+                except NotEnoughReferenceError:
+                    if must_know:
+                        raise
+                else:
+                    distances[rows] = found.double().cpu()
         return distances
 
     def _measured(
@@ -438,8 +451,6 @@ class RegionDetector:
         of, usual = moments[regions.frame], {}
         frames = count_of(self.rare_frames, self._frames)
         for scale, rows in self._of_scale(regions, good).items():
-            if not len(rows):
-                continue
             if self.banks[scale].radius == 0:
                 usual[scale] = distances[rows[_spaced(len(rows), _REMEMBERED)]]
                 continue
@@ -465,7 +476,7 @@ class RegionDetector:
             self._usual[scale] = torch.cat([before, own])[-_REMEMBERED:]
 
     def _scored(self, regions: Regions, distances: Tensor) -> Tensor:
-        scores = torch.full((len(regions),), torch.nan)
+        scores = torch.full((len(regions),), torch.nan, device="cpu")
         for scale in torch.unique(regions.scale).tolist():
             usual = self._usual.get(scale)
             if usual is None or len(usual) < _LEAST_USUAL:

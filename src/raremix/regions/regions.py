@@ -19,17 +19,17 @@ class Regions:
     """Some regions of each of some frames, and the frames as wholes.
 
     Attributes:
-        embeddings: (n, dim) float32, one row per region.
+        embeddings: (n, dim) floats, one row per region.
         boxes: (n, 4) int64 on the CPU: left, top, right and bottom edge in pixels of the frame, right
             and bottom exclusive.
         scale: (n,) int64 on the CPU, at least 0: regions are compared with those of their scale.
         frame: (n,) int64 on the CPU: which row of ``ids`` a region is of, ascending.
-        scenes: (b, dim of scenes) float32, one row per frame.
+        scenes: (b, dim of scenes) floats, one row per frame.
         ids: (b,) int64 on the CPU: each frame's place in its dataset.
         sizes: (b, 2) int64 on the CPU: height and width of the frames in pixels.
 
     Raises:
-        EmbeddingShapeError: If the parts do not fit each other.
+        EmbeddingShapeError: If the parts do not fit each other, or one is of another kind.
     """
 
     embeddings: Tensor
@@ -57,6 +57,21 @@ class Regions:
                 raise EmbeddingShapeError(
                     f"Regions expects {name} of shape {shape} for {n} regions of {b} frames, got {found}."
                 )
+        for name in expected:
+            column = getattr(self, name)
+            if name in ("embeddings", "scenes"):
+                is_right, kind = column.is_floating_point(), "floats"
+            else:
+                is_right = column.dtype == torch.int64 and column.device.type == "cpu"
+                kind = "int64 on the CPU"
+            if not is_right:
+                raise EmbeddingShapeError(
+                    f"Regions expects {name} as {kind}, got {column.dtype} on {column.device}."
+                )
+        if n and int(self.scale.min()) < 0:
+            raise EmbeddingShapeError(
+                f"Regions expects scale of at least 0, got {int(self.scale.min())}."
+            )
         if n and (int(self.frame.min()) < 0 or int(self.frame.max()) >= b):
             raise EmbeddingShapeError(
                 f"Regions expects frame to count the {b} frames from 0, got {int(self.frame.min())} to "
@@ -97,7 +112,19 @@ class Regions:
         return cls(**columns)
 
     def of_frames(self, rows: Tensor) -> "Regions":
-        """Only these frames, given as ascending rows of ``ids``, with their regions."""
+        """Only these frames, given as ascending rows of ``ids``, with their regions.
+
+        Raises:
+            EmbeddingShapeError: If the rows do not ascend, or there is no such frame.
+        """
+        if len(rows) and not (
+            0 <= int(rows.min()) <= int(rows.max()) < len(self.ids)
+            and bool((rows.diff() > 0).all())
+        ):
+            raise EmbeddingShapeError(
+                f"Regions.of_frames expects ascending rows from 0 to {len(self.ids) - 1}, got "
+                f"{rows.tolist()}."
+            )
         new = torch.full((len(self.ids),), -1, dtype=torch.int64, device="cpu")
         new[rows] = torch.arange(len(rows), device="cpu")
         kept = new[self.frame] >= 0
