@@ -171,6 +171,10 @@ def test_options_and_inputs_out_of_range_are_named() -> None:
         RegionBank(15)
     with pytest.raises(OptionError, match="RegionBank expects id_window"):
         RegionBank(16, id_window=-1)
+    with pytest.raises(OptionError, match="RegionBank expects engine"):
+        RegionBank(16, engine="fast")  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(OptionError, match="RegionBank expects max_memory"):
+        RegionBank(16, max_memory=9)
     bank = RegionBank(16)
     bank.add(torch.zeros(2, 3), torch.tensor([0, 1]))
     with pytest.raises(OptionError, match=r"RegionBank\.distances expects frames"):

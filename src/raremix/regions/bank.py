@@ -5,7 +5,7 @@ business, nor at which scale the regions were cut.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from raremix.errors import EmbeddingShapeError, NotEnoughReferenceError
 from raremix.inputs import ArrayLike, as_embeddings, as_ids
 from raremix.neighbors import EngineName, NeighborIndex
 from raremix.neighbors.index import check_id_window
-from raremix.options import check_count
+from raremix.options import check_choice, check_count
 from raremix.protocols import State
 from raremix.regions.ledger import NEAREST, Floats, Integers, Ledger
 from raremix.state import check_settings, open_state, sealed_state
@@ -24,6 +24,9 @@ __all__ = ["RegionBank"]
 
 _MOST_AT_ONCE = 1024
 """Regions that are added at once, and compared with one another."""
+
+_FEW = 256
+"""Up to so many of them are multiplied as they are."""
 
 _LOOKED_AT = 16
 """Nearest rows of a region at first. Most have one of another moment among them."""
@@ -83,8 +86,9 @@ class RegionBank:
     ) -> None:
         self.capacity = check_count("RegionBank", "capacity", capacity, least=16)
         self.id_window = check_id_window("RegionBank", id_window)
+        check_choice("RegionBank", "engine", engine, get_args(EngineName))
         self.engine: EngineName = engine
-        self.max_memory = max_memory
+        self.max_memory = check_count("RegionBank", "max_memory", max_memory, least=2**20)
         self._ledger = Ledger(self.id_window)
         self._held = torch.empty(0, 0, device="cpu")  # allocated rows; the first are in use
         self._index: NeighborIndex | None = None
@@ -234,7 +238,10 @@ class RegionBank:
         """Distances and places of near rows among those to be added, which go behind ``first``."""
         if len(fresh) == 1:
             return np.empty((1, 0)), np.empty((1, 0), np.int64)
-        found = self._index_of(fresh).leave_one_out(min(NEAREST, len(fresh) - 1))
+        # To prepare the few of one frame for another engine would take longer than the product.
+        engine: EngineName = "torch" if len(fresh) <= _FEW else self.engine
+        index = NeighborIndex(fresh, engine=engine, max_memory=self.max_memory)
+        found = index.leave_one_out(min(NEAREST, len(fresh) - 1))
         return found.distances.cpu().double().numpy(), found.indices.cpu().numpy() + first
 
     def _rows_at(self, places: Integers) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from raremix.errors import (
 )
 from raremix.inputs import ArrayLike, as_ids, finite_rows
 from raremix.neighbors import EngineName
-from raremix.options import check_count
+from raremix.neighbors.index import check_id_window
+from raremix.options import check_choice, check_count
 from raremix.protocols import State, StreamThreshold, Threshold
 from raremix.regions.bank import RegionBank
 from raremix.regions.boxes import strongest_boxes
@@ -119,7 +120,7 @@ class FrameDetection:
             Float32 of shape (height / cell, width / cell), rounded up: the mean score of the regions
             that cover a cell, every scale with the same say; NaN where none does.
         """
-        cell = check_count("heat", "cell", cell, least=1)
+        cell = check_count("FrameDetection.heat", "cell", cell, least=1)
         rows = self.rows_of(frame)
         height, width = self.regions.sizes[frame].tolist()
         shape = (-(-height // cell), -(-width // cell))
@@ -226,7 +227,7 @@ class RegionDetector:
             raise OptionError(
                 f"{caller} expects threshold as an object such as FlagRate(0.05), got {threshold!r}."
             )
-        self.id_window = check_count(caller, "id_window", id_window, least=0)
+        self.id_window = check_id_window(caller, id_window)
         if scene is not None and not isinstance(scene, OODDetector):
             raise OptionError(f"{caller} expects scene as an OODDetector, got {scene!r}.")
         self.scene = (
@@ -235,6 +236,7 @@ class RegionDetector:
             else scene
         )
         self.capacity = check_count(caller, "capacity", capacity, least=16)
+        check_choice(caller, "engine", engine, get_args(EngineName))
         self.engine: EngineName = engine
         self.max_memory = check_count(caller, "max_memory", max_memory, least=2**20)
         self._forget()
@@ -393,20 +395,21 @@ class RegionDetector:
             for scale in torch.unique(regions.scale[good]).tolist()
         }
 
+    def _new_bank(self) -> RegionBank:
+        return RegionBank(
+            self.capacity,
+            id_window=self.id_window,
+            engine=self.engine,
+            max_memory=self.max_memory,
+        )
+
     def _learn(self, regions: Regions, moments: Tensor, good: Tensor) -> None:
         of = moments[regions.frame]
         for scale, rows in self._of_scale(regions, good).items():
             if scale not in self.banks:
-                self.banks[scale] = RegionBank(
-                    self.capacity,
-                    id_window=self.id_window,
-                    engine=self.engine,
-                    max_memory=self.max_memory,
-                )
-            if len(rows):
-                self.banks[scale].add(
-                    regions.embeddings[rows.to(regions.embeddings.device)], of[rows]
-                )
+                self.banks[scale] = self._new_bank()
+            learned = regions.embeddings[rows.to(regions.embeddings.device)]
+            self.banks[scale].add(learned, of[rows])
         self._frames += len(moments)
 
     def _distances(
@@ -528,18 +531,18 @@ class RegionDetector:
         keys = (*settings, "frames", "banks", "usual", "threshold", "scene")
         content = open_state(state, kind="RegionDetector", version=1, keys=keys)
         check_settings("RegionDetector", content, settings)
-        self.threshold.load_state_dict(content["threshold"])
-        self.scene.load_state_dict(content["scene"])
-        self._forget()
+        banks = {scale: self._new_bank() for scale in content["banks"]}
         for scale, saved in content["banks"].items():
-            bank = RegionBank(
-                self.capacity,
-                id_window=self.id_window,
-                engine=self.engine,
-                max_memory=self.max_memory,
-            )
-            bank.load_state_dict(saved)
-            self.banks[scale] = bank
+            banks[scale].load_state_dict(saved)
+        threshold = self.threshold.state_dict()
+        try:
+            self.threshold.load_state_dict(content["threshold"])
+            self.scene.load_state_dict(content["scene"])
+        except Exception:
+            # All or nothing; the scene, last, keeps to that by itself.
+            self.threshold.load_state_dict(threshold)
+            raise
+        self.banks = banks
         self._usual = {scale: usual.clone() for scale, usual in content["usual"].items()}
         self._frames = content["frames"]
 

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-NEAREST = 8
+NEAREST = 16
 """So many near rows are known of each: the next takes its place when the nearest becomes another's."""
 
 # A pair counts as this much farther apart, the more regions the lesser of its rows stands for, since
@@ -246,15 +246,14 @@ class Ledger:
         for name in self._COLUMNS:
             column = getattr(self, name)
             column[holes] = column[movers]
-        moved = np.arange(self.count)
-        moved[movers] = holes
-        self._near_place[:left] = moved[self._near_place[:left]]
         self._serial[left : self.count] = -1
+        # Near rows that have moved are followed; of those that are gone nothing is left to follow.
+        moved = np.zeros(self.count - left, np.int64)
+        moved[movers - left] = holes
+        near = self._near_place[:left]
+        is_beyond = near >= left
+        near[is_beyond] = moved[near[is_beyond] - left]
         self.count = left
-        # What is gone stays gone, also when its place lies beyond the rows.
-        gone = ~self._is_near(slice(0, left))
-        self._near_place[:left][gone], self._near_serial[:left][gone] = 0, -1
-        self._near_distance[:left][gone] = np.inf
         return holes, movers
 
     def alone(self, moments: Integers) -> Flags:
