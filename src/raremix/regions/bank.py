@@ -28,6 +28,9 @@ _MOST_AT_ONCE = 1024
 _FEW = 256
 """Up to so many of them are multiplied as they are."""
 
+_LONELY = 1 / 128
+"""The share of rows that may know of no near row for a while."""
+
 _LOOKED_AT = 16
 """Nearest rows of a region at first. Most have one of another moment among them."""
 
@@ -215,11 +218,14 @@ class RegionBank:
             self._index.replace(self.rows, torch.from_numpy(changed))
 
     def _tell_lonely(self) -> None:
-        """Search for near rows where none is known any more, or yet."""
+        """Search for near rows where none is known any more, or yet.
+
+        It waits until it is worth a search; meanwhile those rows merge if others name them.
+        """
         lonely = self._ledger.lonely()
         if 2 * len(lonely) > len(self):
             self._tell_anew()
-        elif len(lonely):
+        elif len(lonely) > _LONELY * len(self):
             distances, places = self._search(self._held[self._rows_at(lonely)], NEAREST + 1)
             # Each is its own nearest row, or one of several at the same place.
             distances[places == lonely[:, None]] = np.inf

@@ -4,6 +4,7 @@ It sees distances and moments and no embeddings: a row is a place, and the bank 
 """
 
 import heapq
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-NEAREST = 16
+NEAREST = 8
 """So many near rows are known of each: the next takes its place when the nearest becomes another's."""
 
 # A pair counts as this much farther apart, the more regions the lesser of its rows stands for, since
@@ -148,10 +149,10 @@ class Ledger:
             other, distance = self._nearest(row)
             now = self._price(row, other, distance)
             if now > price:
-                if now <= most and now < np.inf:
+                if now <= most and now < math.inf:
                     heapq.heappush(heap, (now, row))
                 continue
-            if now == np.inf:
+            if now == math.inf:
                 break
             if self._merge(row, other, distance) == row:
                 heapq.heappush(heap, (price, row))
@@ -175,7 +176,7 @@ class Ledger:
         for at, (place, serial) in enumerate(zip(places, serials, strict=True)):
             if serial >= 0 and self._serial[place] == serial:
                 return place, float(self._near_distance[row, at])
-        return row, np.inf
+        return row, math.inf
 
     def _price(self, row: int, other: int, distance: float) -> float:
         fewer = min(int(self.regions[row]), int(self.regions[other]), len(_PRICE) - 1)
@@ -183,19 +184,19 @@ class Ledger:
 
     def _merge(self, row: int, other: int, distance: float) -> int:
         """Make one of two rows; return which stays."""
-
-        def rank(place: int) -> tuple[int, int]:
-            return -int(self.regions[place]), int(self._serial[place])
-
+        stays, goes = row, other
         # Who stands for more stays, so that fewer are measured from elsewhere; of equals, the elder.
-        stays, goes = sorted((row, other), key=rank)
+        more = int(self.regions[other]) - int(self.regions[row])
+        if more > 0 or (more == 0 and self._serial[other] < self._serial[row]):
+            stays, goes = other, row
         self.frames[stays], self._counted[stays] = self._joint_frames(stays, goes)
         self._note(stays, int(self.moment[goes]), distance)
-        for moment, apart in zip(
-            self._seen_moment[goes].tolist(), self._seen_distance[goes].tolist(), strict=True
-        ):
-            if apart < np.inf:
-                self._note(stays, moment, distance + apart)
+        if self.regions[goes] > 1:
+            for moment, apart in zip(
+                self._seen_moment[goes].tolist(), self._seen_distance[goes].tolist(), strict=True
+            ):
+                if apart < math.inf:
+                    self._note(stays, moment, distance + apart)
         self.regions[stays] += self.regions[goes]
         self.reach[stays] = max(self.reach[stays], distance + self.reach[goes])
         self.radius = max(self.radius, distance)
@@ -207,30 +208,29 @@ class Ledger:
 
         Two moments of each are known. Of other frames only the number is, and they may be the same.
         """
-        named, others = [], 0
-        for row in (one, two):
-            own = [int(self.moment[row])]
-            if self.frames[row] > 1:
-                own.append(int(self._counted[row]))
-            named += own
-            others = max(others, int(self.frames[row]) - len(own))
-        apart: list[int] = [named[0]]
-        for moment in sorted(named[1:]):
+        apart = [int(self.moment[one])]
+        counts = int(self.frames[one]), int(self.frames[two])
+        named = [int(self.moment[two])]
+        named += [int(self._counted[row]) for row in (one, two) if self.frames[row] > 1]
+        for moment in sorted(named):
             if all(abs(moment - known) > self.id_window for known in apart):
                 apart.append(moment)
-        count = max(len(apart) + others, int(self.frames[one]), int(self.frames[two]))
-        return count, max(apart)
+        others = max(counts) - min(max(counts), 2)
+        return max(len(apart) + others, *counts), max(apart)
 
     def _note(self, row: int, moment: int, distance: float) -> None:
         """Remember a region that was taken in, if it is the earliest, the latest or the closest."""
         moments, distances = self._seen_moment[row], self._seen_distance[row]
-        for at, sign in ((_EARLIEST, 1), (_LATEST, -1)):
-            before = (sign * int(moments[at]), float(distances[at]))
-            if before[1] == np.inf or (sign * moment, distance) < before:
-                moments[at], distances[at] = moment, distance
+        earliest, latest, _ = moments.tolist()
+        known = distances.tolist()
+        if known[_EARLIEST] == math.inf or (moment, distance) < (earliest, known[_EARLIEST]):
+            moments[_EARLIEST], distances[_EARLIEST] = moment, distance
+        if known[_LATEST] == math.inf or (-moment, distance) < (-latest, known[_LATEST]):
+            moments[_LATEST], distances[_LATEST] = moment, distance
         # Beyond two windows it is another moment for every region that the row is no neighbour of.
-        is_far = abs(moment - int(self.moment[row])) > 2 * self.id_window
-        if is_far and distance < distances[_CLOSEST]:
+        if distance < known[_CLOSEST] and (
+            abs(moment - int(self.moment[row])) > 2 * self.id_window
+        ):
             moments[_CLOSEST], distances[_CLOSEST] = moment, distance
 
     def close_gaps(self) -> tuple[Integers, Integers]:
