@@ -49,6 +49,9 @@ from raremix.reports.driving import write_driving_report
 # ----------------------------------------------------------------------------- the whole way
 
 
+NO_RARE_CLASS = "no class stays under a share of {:g}; name some with --rare-classes to judge by"
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     try:
@@ -67,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
     rare: list[int] = []
     if frames.unlabelled < len(frames):
         rare = rare_classes(frames, options)
-        print(f"rare classes: {', '.join(frames.class_names[id] for id in rare)}")
+        named = ", ".join(frames.class_names[id] for id in rare)
+        print(f"rare classes: {named}" if rare else NO_RARE_CLASS.format(options.rare_share))
 
     # Frames near in time show the same things, so they are no evidence that these are common.
     untimed = bool(np.isnan(frames.times).any()) and clips < len(frames)
@@ -125,7 +129,16 @@ def show(
     marked = [int(row) for frame in objects for row in found.rare_rows(frame)]
     beside = [other.row for found_near in near for other in found_near]
     left_out = [(str(one.path), one.reason) for one in [*frames.skipped, *skipped]]
+    left_out += judged.left_out
     notes = list(judged.notes)
+    count = len(found.regions.ids)
+    if options.rate * count < 1:
+        notes.append(
+            f"A rate of {options.rate:g} of {count} frames is less than one frame, so nothing is "
+            f"called rare; raise --rate above {1 / count:.2g}."
+        )
+    for note in notes:
+        print(f"note: {note}")
     if untimed:
         notes.append(
             "The names of some frames tell no time: those of a clip were taken to be "
@@ -142,7 +155,7 @@ def show(
         labels={row: judged.word(row) for row in {*marked, *beside}},
         classes=judged.classes,
         sections=judged.sections,
-        left_out=[*left_out, *judged.left_out],
+        left_out=left_out,
         notes=notes,
         top=options.top,
         command=options.command,
@@ -387,7 +400,10 @@ def judge(frames: Frames, found: FrameDetection, stretches: Any, rare: list[int]
     for title, rows in classes.items():
         print(title)
         for judged in rows:
-            shares = ", ".join(f"{at.recall:.0%} at {at.rate:.0%}" for at in judged.rates)
+            shares = ", ".join(
+                f"{at.recall:.0%} (at best {at.best_recall:.0%}) at {at.rate:.0%}"
+                for at in judged.rates
+            )
             print(f"  {judged.name}: {judged.count:,} of {judged.samples:,}; found {shares}")
     by_object, by_scene = list(classes.values())[1:]
     section = Section(
@@ -429,6 +445,9 @@ def rare_classes(frames: Frames, options: argparse.Namespace) -> list[int]:
         return sorted(ids[name] for name in wanted)
     has_boxes = any(frame.objects is not None for frame in frames.frames)
     counts = frames.class_counts("objects" if has_boxes else "pixels", progress=True)
+    total = sum(counts.values())
+    if not any(0 < count < options.rare_share * total for count in counts.values()):
+        return []  # the page goes without judgement
     return sorted(rarest_of(counts, options.rare_share))
 
 

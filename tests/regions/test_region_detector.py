@@ -120,6 +120,16 @@ def test_moments_not_given_are_the_ids() -> None:
     assert not torch.equal(by_ids.object_scores, others.object_scores)
 
 
+def test_the_moment_of_one_frame_may_come_without_dimension() -> None:
+    regions = drive()
+    moments = torch.arange(40).numpy() * 10
+    detector = RegionDetector()
+    detector.fit(regions, moments)
+    one = regions.of_frames(torch.tensor([7]))
+    found = detector.detect(one, moments[one.ids])  # numpy takes such an index for a number
+    assert torch.equal(found.region_scores, detector.detect(one, moments[[7]]).region_scores)
+
+
 def with_odd(regions: Regions, rows: list[int], by: float = 12.0) -> Regions:
     """The same regions, but the first of each of these frames is like nothing else, but each other."""
     rows_of = [int((regions.frame == frame).nonzero()[0]) for frame in rows]

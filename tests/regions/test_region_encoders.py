@@ -361,7 +361,7 @@ def test_a_map_is_found_where_select_says() -> None:
 
 def test_a_map_finer_than_the_frame_is_refused() -> None:
     encoder = MapEncoder(nn.Identity(), height=64)
-    with pytest.raises(OptionError, match="64 x 96 cells for a frame of 45 x 60 pixels"):
+    with pytest.raises(ImageInputError, match="64 x 96 cells for a frame of 45 x 60 pixels"):
         encoder(frames_of(1), [0])
 
 

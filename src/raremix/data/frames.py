@@ -4,6 +4,7 @@ Labels are kept beside the images, for evaluation only. Where the files of a dat
 their names tell, is known to the readers of ``driving``.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from raremix.data.images import checked_id
 from raremix.data.kinds import PathLike
 from raremix.data.masks import IGNORED, MaskConvention, read_mask
 from raremix.data.pictures import find_unreadable, read_pixels, reason_of
-from raremix.errors import FileFormatError, LabelError, OptionError
+from raremix.errors import FileFormatError, LabelError, OptionError, RaremixWarning
 from raremix.inputs import ArrayLike, as_ids
 from raremix.options import check_choice, check_number
 from raremix.progress import Progress
@@ -258,8 +259,10 @@ class Frames(Dataset[tuple[Tensor, int]]):
 
         Raises:
             OptionError: If ``by`` is none of the words.
-            LabelError: If no frame has the labels that are to be counted; as ``mask``.
-            FileFormatError: As ``mask``.
+            LabelError: If no frame has the labels that are to be counted, or no mask can be read.
+
+        Warns:
+            RaremixWarning: If masks are damaged or do not fit their images; they are passed over.
         """
         check_choice("Frames.class_counts", "by", by, ["objects", "pixels", "frames"])
         has_boxes = any(frame.objects is not None for frame in self.frames)
@@ -303,13 +306,32 @@ class Frames(Dataset[tuple[Tensor, int]]):
             ThreadPoolExecutor(max_workers=threads) as pool,
             Progress(len(ids), label="counting", unit="masks", enabled=progress) as bar,
         ):
+            failed: list[str] = []
             for counts in pool.map(self._pixels_of, ids):
-                total += counts > 0 if once else counts
+                if isinstance(counts, str):
+                    failed.append(counts)
+                else:
+                    total += counts > 0 if once else counts
                 bar.advance()
+        if len(failed) == len(ids):
+            raise LabelError(
+                f"Frames.class_counts could use none of {len(ids)} masks; the first: {failed[0]}"
+            )
+        if failed:
+            warnings.warn(
+                f"Frames.class_counts passed over {len(failed)} of {len(ids)} masks; the first: "
+                f"{failed[0]}",
+                RaremixWarning,
+                stacklevel=3,
+            )
         return total
 
-    def _pixels_of(self, id: int) -> npt.NDArray[np.int64]:
-        mask = self.mask(id)
+    def _pixels_of(self, id: int) -> npt.NDArray[np.int64] | str:
+        """How many pixels of each class a mask has, or what is wrong with it."""
+        try:
+            mask = self.mask(id)
+        except (FileFormatError, LabelError) as error:
+            return str(error)
         assert mask is not None  # as the caller has seen
         counts: npt.NDArray[np.int64] = np.bincount(mask.ravel(), minlength=IGNORED + 1)
         return counts

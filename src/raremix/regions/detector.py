@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -373,7 +374,10 @@ class RegionDetector:
             )
         if moments is None:
             return regions.ids
-        return as_ids(moments, caller=f"{caller} with moments=", length=len(regions.ids))
+        # The moment of a single frame, picked from an array by a tensor, comes without dimension.
+        given = moments if isinstance(moments, Tensor) else np.asarray(moments)
+        given = given.reshape(1) if given.ndim == 0 else given
+        return as_ids(given, caller=f"{caller} with moments=", length=len(regions.ids))
 
     def _good(self, regions: Regions, caller: str) -> Tensor:
         """(n,) bool on the CPU: which regions can be scored."""

@@ -307,7 +307,7 @@ def _as_frames(frames: Tensor, caller: str) -> Tensor:
 def _cells(height: int, width: int, rows: int, columns: int) -> Tensor:
     """(rows * columns, 4) boxes that divide a frame, row by row."""
     if rows > height or columns > width:
-        raise OptionError(
+        raise ImageInputError(
             f"MapEncoder got a map of {rows} x {columns} cells for a frame of {height} x {width} pixels; "
             "pass larger frames or a lower height."
         )
