@@ -3,12 +3,13 @@
 Which entries may be drawn is settled here; which of them are is the policy's. It admits nobody.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from raremix.errors import LagError
+from raremix.errors import LagError, RaremixWarning
 from raremix.memory.columns import Columns
 from raremix.memory.entries import Drawn
 from raremix.memory.held import BASE_COLUMNS
@@ -45,6 +46,7 @@ class Replays:
         self.ledger = Ledger()
         self.ahead_most = 0
         self.outside = 0
+        self._said_outside = False
         self.viewed = _NOTHING  # the last step that a draw has relied on
         self._policy, self._limits, self._rate, self._share = policy, limits, rate, share
         self._counts = limits.count_draws or rate is not None
@@ -144,6 +146,16 @@ class Replays:
                 keys = rows["key"]
                 barred = (keys < 0) | (keys >= below)
                 self.outside += int(barred.sum())
+                if barred.all() and not self._said_outside:
+                    self._said_outside = True
+                    warnings.warn(
+                        f"RareMemoryBuffer holds {len(keys)} samples, such as {int(keys[0])}, and all lie "
+                        f"outside of the dataset, whose ids end below {below}: none can be replayed. "
+                        "Admit ids of the dataset that is wrapped; regions of frames need a FrameViews, "
+                        "not a part of one.",
+                        RaremixWarning,
+                        stacklevel=2,
+                    )
         if limits.max_age_steps is not None:
             old = step - rows["born"] > limits.max_age_steps
             barred = old if barred is None else barred | old

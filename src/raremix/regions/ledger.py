@@ -258,14 +258,10 @@ class Ledger:
 
     def alone(self, moments: Integers) -> Flags:
         """(n,): whether nothing was seen that is another moment than this one."""
-        found = np.empty(len(moments), np.bool_)
-        distinct, which = np.unique(moments, return_inverse=True)
-        for at, moment in enumerate(distinct):
-            is_own = self._within(self.moment[: self.count], moment)
-            is_seen = self._seen_distance[: self.count] < np.inf
-            is_seen &= ~self._within(self._seen_moment[: self.count], moment)
-            found[which == at] = is_own.all() and not is_seen.any()
-        return found
+        seen = self._seen_moment[: self.count][self._seen_distance[: self.count] < np.inf]
+        every = np.concatenate([self.moment[: self.count], seen])
+        # All lie within the window if the first and the last do.
+        return self._within(every.min(), moments) & self._within(every.max(), moments)
 
     def reached(
         self, distances: Floats, places: Integers, moments: Integers, frames: int
@@ -347,7 +343,7 @@ class Ledger:
             is_reached |= filled + unnamed >= frames
         return values, is_reached
 
-    def _within(self, moments: Integers, around: Integers | np.int64) -> Flags:
+    def _within(self, moments: Integers | np.int64, around: Integers) -> Flags:
         """Whether moments are near-duplicates, also near the ends of int64."""
         ends, window = np.iinfo(np.int64), self.id_window
         low = np.maximum(around, ends.min + window) - window
