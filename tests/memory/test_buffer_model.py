@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 
+import pytest
 import torch
 from feedback import Flags, Rows
 from hypothesis import settings
@@ -234,5 +235,8 @@ class BufferAgainstModel(RuleBasedStateMachine):
                 assert torch.equal(crop, self.crops[key])  # type: ignore[arg-type]  # not None
 
 
-TestBufferAgainstModel = BufferAgainstModel.TestCase
+# The ids of a dataset may all be gone here, which is warned of.
+TestBufferAgainstModel = pytest.mark.filterwarnings("ignore:RareMemoryBuffer holds")(
+    BufferAgainstModel.TestCase
+)
 TestBufferAgainstModel.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

@@ -262,7 +262,8 @@ def tensors(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors(part)]
 
 
-TestInvariants = Invariants.TestCase
+# The ids of a dataset may all be gone here, which is warned of.
+TestInvariants = pytest.mark.filterwarnings("ignore:RareMemoryBuffer holds")(Invariants.TestCase)
 TestInvariants.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 
 

@@ -581,6 +581,53 @@ def test_rows_that_stand_for_more_count_as_farther_apart() -> None:
     assert ledger.there().tolist() == [0, 2, 3]
 
 
+def asked(ledger: Ledger, distances: list[float], moment: int) -> tuple[float, bool]:
+    """What is reached from so far away from the rows that are there, and whether it is sure."""
+    places = ledger.there()[: len(distances)]
+    values, is_sure = ledger.reached(
+        np.array([distances]), places[None], np.array([moment]), frames=1
+    )
+    return float(values[0]), bool(is_sure[0])
+
+
+def test_what_a_row_took_in_goes_with_it_into_another() -> None:
+    ledger = told([0, 20, 0])
+    ledger.regions[2] = 5
+    ledger.tell_near(np.array([1]), np.array([[1.0]]), np.array([[0]]))
+    ledger.tell_near(np.array([0]), np.array([[3.0]]), np.array([[2]]))
+    assert ledger.merge(1)
+    assert ledger.there().tolist() == [2]
+    ledger.close_gaps()
+    assert asked(ledger, [0.5], 0) == (0.5 + 3.0 + 1.0, True)
+    assert asked(ledger, [0.5], 20) == (0.5, True)
+    assert ledger.reach[0] == 4.0
+
+
+def test_of_what_a_row_took_in_the_closest_of_another_moment_counts() -> None:
+    # Of a window of 10, a region at 15 is another moment for one at 0, and none for one at 10.
+    ledger = told([0, 15, 50, 100], window=10)
+    ledger.regions[0] = 5
+    for row, distance in ((1, 1.0), (2, 2.0), (3, 9.0)):
+        ledger.tell_near(np.array([row]), np.array([[distance]]), np.array([[0]]))
+    assert ledger.merge(1)
+    ledger.close_gaps()
+    assert asked(ledger, [0.0], 0) == (1.0, True)
+    assert asked(ledger, [0.0], 10) == (2.0, True)
+    assert asked(ledger, [0.0], -10) == (1.0, True)
+
+
+def test_a_distance_by_way_of_ones_own_row_is_sure_only_if_no_row_beyond_is_nearer() -> None:
+    ledger = told([0, 20, 0, 0, 20])
+    ledger.tell_near(np.array([1]), np.array([[50.0]]), np.array([[0]]))
+    assert ledger.merge(4)
+    ledger.close_gaps()
+    rows, distances = np.array([[0, 2]]), np.array([[0.0, 1.0]])
+    values, is_sure = ledger.reached(distances, rows, np.array([0]), frames=1)
+    assert (float(values[0]), bool(is_sure[0])) == (50.0, False)
+    distances[:, 1] = 50.0
+    assert bool(ledger.reached(distances, rows, np.array([0]), frames=1)[1][0])
+
+
 @pytest.fixture
 def on_gpu() -> Callable[[Tensor], Tensor]:
     if not torch.cuda.is_available():
