@@ -111,3 +111,14 @@ def test_parts_of_other_encoders_are_refused() -> None:
 def test_parts_that_do_not_fit_are_named(name: str, value: Tensor, message: str) -> None:
     with pytest.raises(EmbeddingShapeError, match=message):
         replace(regions_of([3, 1]), **{name: value})
+
+
+def test_frames_may_be_chosen_by_a_list() -> None:
+    regions = regions_of([3, 1])
+    assert torch.equal(
+        regions.of_frames([1]).embeddings, regions.of_frames(torch.tensor([1])).embeddings
+    )
+    with pytest.raises(
+        EmbeddingShapeError, match=r"Regions.of_frames expects rows as whole numbers"
+    ):
+        regions.of_frames([0.5])  # type: ignore[list-item]  # what is refused

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raremix.errors import EmbeddingShapeError
+from raremix.inputs import ArrayLike, as_whole_numbers
 
 __all__ = ["Regions"]
 
@@ -111,12 +112,15 @@ class Regions:
         )
         return cls(**columns)
 
-    def of_frames(self, rows: Tensor) -> "Regions":
+    def of_frames(self, rows: ArrayLike | Sequence[int]) -> "Regions":
         """Only these frames, given as ascending rows of ``ids``, with their regions.
 
         Raises:
             EmbeddingShapeError: If the rows do not ascend, or there is no such frame.
         """
+        rows = as_whole_numbers(
+            rows, caller="Regions.of_frames", what="rows", hint="they count the frames from 0"
+        )
         if len(rows) and not (
             0 <= int(rows.min()) <= int(rows.max()) < len(self.ids)
             and bool((rows.diff() > 0).all())
