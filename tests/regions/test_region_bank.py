@@ -341,6 +341,25 @@ def test_merged_rows_name_as_many_frames_as_they_stand_for() -> None:
     assert float(nearest) <= float(own) <= float(nearest + 2 * bank.reach.max())
 
 
+@pytest.mark.parametrize("closest", [1, 2, 3])
+def test_of_a_row_of_ones_own_moment_the_frames_it_took_in_count_once(closest: int) -> None:
+    bank = RegionBank(16)
+    bank.add(100 * torch.eye(16), torch.zeros(16, dtype=torch.int64))
+    for moment in (1, 2, 3):
+        for _ in range(2):
+            region = 100 * torch.eye(16)[:1]
+            region[0, 1] = 1.0 if moment == closest else 2.0
+            bank.add(region, torch.tensor([moment]))
+    lone = torch.full((1, 16), 50.0)
+    bank.add(lone, torch.tensor([9]))
+    rows = 100 * torch.eye(16)[:1]
+    own = torch.tensor([0])
+    at = [float(bank.distances(rows, own, frames=frames)) for frames in (1, 2, 3, 4)]
+    assert at[:3] == [1.0, 1.0, 1.0]
+    # The fourth frame is another row's.
+    assert at[3] > 10
+
+
 def test_a_row_is_no_neighbour_of_its_moment_but_what_it_took_in_is() -> None:
     rows = 100 * torch.eye(16)
     bank = RegionBank(16, id_window=5)
@@ -384,6 +403,18 @@ def test_asking_changes_nothing() -> None:
         silent.add(rows[part], moments[part])
         asked.add(rows[part], moments[part])
     assert same(silent.state_dict(), asked.state_dict())
+
+
+def test_what_was_asked_before_is_asked_anew_of_a_bank_that_has_changed() -> None:
+    rows, moments = video(6, 5)
+    bank = RegionBank(64)
+    bank.add(rows, moments)
+    asked, own = rows[:3] + 1.0, torch.full((3,), 9)
+    assert bool((bank.distances(asked, own) > 0).all())
+    bank.add(asked, own + 1)
+    assert bank.distances(asked, own).tolist() == [0.0, 0.0, 0.0]
+    asked += 1.0
+    assert bool((bank.distances(asked, own) > 0).all())
 
 
 def test_distances_do_not_depend_on_the_batch() -> None:

@@ -294,9 +294,6 @@ class Ledger:
             named[own] = seen[np.arange(len(seen)), closest]
             values, is_reached = self._count_frames(lies, places, named, is_own, moments, frames)
         is_sure = is_reached & (values <= distances[:, -1])
-        if frames > 1 and self.id_window:
-            # Of frames equally far away, which is counted first decides which others are.
-            is_sure &= values < distances[:, -1]
         if places.shape[1] == self.count:
             is_sure[:] = True
         return values, is_sure
@@ -315,6 +312,7 @@ class Ledger:
         Of a row two moments are known: one by name, and the last that was counted. Of the other
         frames it stands for only the number is, and those of several rows are taken for the same.
         """
+        # Of frames equally far away, the order of their moments lets the most of them count.
         order = np.lexsort((named, lies), axis=1)
         lies = np.take_along_axis(lies, order, axis=1)
         places = np.take_along_axis(places, order, axis=1)
@@ -322,7 +320,8 @@ class Ledger:
         is_own = np.take_along_axis(is_own, order, axis=1)
         counted, stands = self._counted[places], self.frames[places]
         has_counted = (stands > 1) & ~(is_own & self._within(counted, moments[:, None]))
-        others = (stands - 1 - has_counted - is_own).clip(min=0)
+        names = 1 + (has_counted & ~self._within(named, counted))
+        others = (stands - is_own - names).clip(min=0)
         known = np.zeros((len(lies), frames), np.int64)
         filled, unnamed = np.zeros(len(lies), np.int64), np.zeros(len(lies), np.int64)
         values, is_reached = np.full(len(lies), np.inf), np.zeros(len(lies), np.bool_)
