@@ -24,6 +24,7 @@ from raremix.errors import (
     StateMismatchError,
 )
 from raremix.regions import FrameDetection, RegionDetector, Regions
+from raremix.regions import detector as region_detector
 
 
 def drive(
@@ -421,7 +422,10 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing(
     assert same(before, other.state_dict())
 
 
-def test_a_bank_too_small_for_the_set_compares_scales_as_an_unlimited_one_does() -> None:
+@pytest.mark.parametrize(("window", "rare_frames"), [(0, 1), (1, 1), (0, 3)])
+def test_a_bank_too_small_for_the_set_compares_scales_as_an_unlimited_one_does(
+    window: int, rare_frames: int
+) -> None:
     # Many kinds, each seen about as often at both scales; only one scale outgrows its bank.
     generator = torch.Generator().manual_seed(1)
     regions = drive(150, regions=(20, 2), dim=12, noise=0.2, seed=4)
@@ -430,16 +434,62 @@ def test_a_bank_too_small_for_the_set_compares_scales_as_an_unlimited_one_does()
     rows = regions.embeddings + kinds[which]
     is_odd = torch.rand(len(regions), generator=generator) < 0.02
     rows[is_odd] += 3 * torch.randn(int(is_odd.sum()), 12, generator=generator)
+    moments = 10 * torch.arange(150)
+    if window:  # Every other frame is nearly the one before.
+        moments = 10 * (torch.arange(150) // 2) + torch.arange(150) % 2
+        copied = rows.view(75, 2, 22, 12)
+        copied[:, 1] = copied[:, 0] + 1e-3
     regions = replace(regions, embeddings=rows)
-    whole = RegionDetector().fit(regions)
-    detector = RegionDetector(capacity=512)
-    small = detector.fit(regions)
+    options: dict[str, Any] = {"id_window": window, "rare_frames": rare_frames}
+    whole = RegionDetector(**options).fit(regions, moments)
+    detector = RegionDetector(capacity=512, **options)
+    small = detector.fit(regions, moments)
     assert detector.banks[0].radius > 0
     assert detector.banks[1].radius == 0
     scores = torch.stack([whole.object_scores, small.object_scores])
     assert torch.corrcoef(scores)[0, 1] > 0.97
     both = whole.is_object_rare & small.is_object_rare
     assert int(both.sum()) >= 0.7 * int(whole.is_object_rare.sum())
+    # Common regions are found farther away than what is usual says, rare ones are not.
+    is_large = regions.scale == 1
+    torch.testing.assert_close(small.region_scores[is_large], whole.region_scores[is_large])
+    assert float(small.region_scores[~is_large].median()) > 0.15
+    rarest = whole.region_scores.masked_fill(is_large, -math.inf).topk(10).indices
+    torch.testing.assert_close(
+        small.region_scores[rarest], whole.region_scores[rarest], rtol=0.05, atol=0.0
+    )
+
+
+def test_the_newest_distances_of_a_stream_say_what_is_usual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(region_detector, "_REMEMBERED", 90)
+    detector = RegionDetector()
+    detector.fit(drive(seed=1))
+    larger = drive(60, noise=8.0)
+    medians = []
+    for part in torch.split(torch.arange(60), 6):
+        said = detector.observe(larger.of_frames(part), 100 + part)
+        medians.append(float(said.region_scores.median()))
+    assert medians[0] > 2
+    assert abs(medians[-1]) < 0.7
+
+
+def test_a_stream_threshold_is_asked_for_the_frames_in_hand() -> None:
+    class Asked(FixedThreshold):
+        def value_for(self, scores: Tensor) -> float:
+            return float(scores.min())
+
+        def update_revisits(self, earlier: Tensor, scores: Tensor) -> None:
+            raise AssertionError("regions have no revisits")
+
+    detector = RegionDetector(threshold=Asked(99.0))
+    detector.fit(drive())
+    new, own = drive(5, seed=1), torch.arange(5) + 90
+    assert not detector.detect(new, own).is_object_rare.any()
+    said = detector.observe(new, own)
+    assert said.object_threshold == float(said.object_scores.min())
+    assert int(said.is_object_rare.sum()) == 4
 
 
 @settings(deadline=None, max_examples=40)
